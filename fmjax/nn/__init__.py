@@ -1,0 +1,1 @@
+"""Primitives: the only creators of parameters."""

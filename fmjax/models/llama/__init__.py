@@ -1,0 +1,1 @@
+"""LLaMA 1–3 and Mistral."""

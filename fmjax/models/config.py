@@ -1,0 +1,119 @@
+"""What every family's config shares: strict reading and exact writing of Hugging Face configs."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from fmjax.core.errors import ConfigError
+
+# Keys of a config.json that do not change what the model computes here: bookkeeping, generation
+# defaults (which live in generation_config.json), label names, and switches of the reference's own
+# execution.
+BOOKKEEPING = frozenset(
+    """
+    _name_or_path _attn_implementation architectures auto_map chunk_size_feed_forward dtype
+    id2label label2id model_type output_attentions
+    output_hidden_states problem_type return_dict task_specific_params torch_dtype
+    torchscript transformers_version transformers.js_config use_bfloat16 use_cache use_return_dict
+    finetuning_task tokenizer_class unsloth_version unsloth_fixed
+    bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+    forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores prefix
+    remove_invalid_values repetition_penalty return_dict_in_generate sep_token_id suppress_tokens
+    temperature tf_legacy_loss top_k top_p typical_p
+    """.split()
+)
+
+# Switches of the reference that change the architecture, with the values that leave it alone.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (None,),
+    "is_decoder": (False,),
+    "is_encoder_decoder": (False,),
+    "pruned_heads": ({}, None),
+    "tie_encoder_decoder": (False,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Base of the families' configs: frozen, hashable, architecture only.
+
+    A family adds its fields under Hugging Face's names and may state:
+
+    Attributes:
+      HARMLESS: keys of its config.json that change nothing here.
+      FIXED: keys whose only supported values are listed; extends and overrides `NEUTRAL`.
+    """
+
+    HARMLESS: ClassVar[frozenset[str]] = frozenset()
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> Self:
+        """From the contents of a config.json.
+
+        Raises:
+          ConfigError: a key that is not understood and may change the maths, or a value that is
+            not supported; the message names it.
+        """
+        if hf.get("quantization_config") is not None:
+            raise ConfigError(
+                "config: the checkpoint is quantised (quantization_config); "
+                "save it dequantised in bfloat16 first"
+            )
+        values = cls._read(dict(hf))
+        fixed = {**NEUTRAL, **cls.FIXED}
+        fields = {f.name for f in dataclasses.fields(cls)}
+        for key in sorted(set(values) - fields):
+            value = values[key]
+            if key in fixed:
+                if value not in fixed[key]:
+                    allowed = " or ".join(repr(v) for v in fixed[key])
+                    raise ConfigError(
+                        f"config: {key}={value!r} is not supported by {cls.__name__}; "
+                        f"only {allowed} is"
+                    )
+            elif key not in BOOKKEEPING | cls.HARMLESS and value is not None:
+                close = difflib.get_close_matches(key, fields, 1)
+                hint = f"did you mean {close[0]!r}?" if close else "remove it if it is only a note"
+                raise ConfigError(
+                    f"config: {cls.__name__} does not understand {key}={value!r}, which may change "
+                    f"the maths; {hint}"
+                )
+        given = {k: v for k, v in values.items() if k in fields}
+        required = {
+            f.name
+            for f in dataclasses.fields(cls)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        missing = sorted(required - set(given))
+        if missing:
+            raise ConfigError(f"config: {cls.__name__} needs {', '.join(missing)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+    def to_hf(self) -> dict[str, Any]:
+        """The contents of a config.json that `from_hf` reads back to an equal config."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return self._write({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+
+    @classmethod
+    def _read(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        """Translates Hugging Face's keys into the fields where they differ."""
+        return hf
+
+    def _write(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The inverse of `_read`."""
+        return values
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises a `ConfigError` unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)

@@ -1,0 +1,160 @@
+"""The LLaMA decoder (arXiv:2302.13971), with Mistral's sliding window (arXiv:2310.06825).
+
+Shapes: B batch, T new tokens, S slots (T without a cache), D hidden size, H query heads, G
+key–value heads, K head size, V vocabulary.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.core.execution import Execution
+from fmjax.core.logical import constrain
+from fmjax.models.llama.config import LlamaConfig
+from fmjax.nn.attention import attention
+from fmjax.nn.decoder import DecoderContext, decoder_context
+from fmjax.nn.dense import Dense
+from fmjax.nn.embed import Embed
+from fmjax.nn.mlp import GatedMLP
+from fmjax.nn.norms import RMSNorm
+from fmjax.nn.outputs import CausalLMOutput
+from fmjax.nn.rope import cos_sin, rotate
+from fmjax.nn.stack import apply_layers
+
+STACK = "layers"
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions: x [B, T, D] → [B, T, D]."""
+
+    config: LlamaConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: jax.Array, ctx: DecoderContext) -> jax.Array:
+        cfg = self.config
+        B, T, D = x.shape
+        K = cfg.head_dim
+
+        def dense(features: int, axes: tuple[str, str], name: str) -> Dense:
+            init = nn.initializers.normal(cfg.initializer_range)
+            return Dense(features, axes, cfg.attention_bias, init, self.execution, name=name)
+
+        def project(heads: int, axis: str, name: str) -> jax.Array:
+            return dense(heads * K, ("embed", axis), name)(x).reshape(B, T, heads, K)
+
+        q = project(cfg.num_attention_heads, "heads", "q_proj")
+        k = project(cfg.num_key_value_heads, "kv_heads", "k_proj")
+        v = project(cfg.num_key_value_heads, "kv_heads", "v_proj")
+        out = attention(
+            self,
+            rotate(q, *ctx.tables),
+            rotate(k, *ctx.tables),
+            v,
+            ctx.mask,
+            dropout_rate=cfg.attention_dropout,
+            cache_index=ctx.cache_index,
+            implementation=self.execution.attention,
+        )
+        return dense(D, ("heads", "embed"), "o_proj")(out)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    config: LlamaConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: jax.Array, ctx: DecoderContext, own: None) -> jax.Array:
+        cfg, ex = self.config, self.execution
+        norm = RMSNorm(cfg.rms_norm_eps, ex, name="input_layernorm")
+        x = x + SelfAttention(cfg, ex, name="self_attn")(norm(x), ctx)
+        norm = RMSNorm(cfg.rms_norm_eps, ex, name="post_attention_layernorm")
+        mlp = GatedMLP(
+            cfg.intermediate_size,
+            cfg.hidden_act,
+            cfg.mlp_bias,
+            nn.initializers.normal(cfg.initializer_range),
+            ex,
+            name="mlp",
+        )
+        return constrain(x + mlp(norm(x)), ("batch", "seq", "act_embed"))
+
+
+class Llama(nn.Module):
+    """LLaMA with its language-model head.
+
+    Attributes:
+      config: the architecture.
+      execution: precision, scanning, rematerialisation, kernels.
+    """
+
+    config: LlamaConfig
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache_index: int | jax.Array | None = None,
+        output_hidden_states: bool = False,
+    ) -> CausalLMOutput:
+        """Runs the decoder.
+
+        Args:
+          input_ids: i32 [B, T].
+          attention_mask: [B, S], 1 where a slot holds a token. S = T without a cache.
+          position_ids: i32 [B, T]; default 0 … T−1 (as in transformers: not from the mask).
+          segment_ids: i32 [B, T], documents packed into a row (0 is padding).
+          cache_index: the slot of the first token in the cache; None runs without one.
+          output_hidden_states: return every layer's output too.
+        """
+        cfg, ex = self.config, self.execution
+        positions, ctx = decoder_context(
+            input_ids,
+            attention_mask,
+            position_ids,
+            segment_ids,
+            cache_index,
+            window=cfg.sliding_window,
+        )
+        tables = cos_sin(cfg.rope, cfg.head_dim, cfg.max_position_embeddings, positions)
+        init = nn.initializers.normal(cfg.initializer_range)
+        embed = Embed(cfg.vocab_size, cfg.hidden_size, init=init, execution=ex, name="embed_tokens")
+        x0 = constrain(embed(input_ids), ("batch", "seq", "act_embed"))
+        x, outputs = apply_layers(
+            lambda name: Layer(cfg, ex, name=name),
+            cfg.num_hidden_layers,
+            x0,
+            ctx.replace(tables=tables),
+            name=STACK,
+            execution=ex,
+            collect=output_hidden_states,
+        )
+        x = RMSNorm(cfg.rms_norm_eps, ex, name="norm")(x)
+        if cfg.tie_word_embeddings:
+            logits = embed.attend(x)
+        else:
+            logits = Dense(
+                cfg.vocab_size,
+                ("embed", "vocab"),
+                kernel_init=init,
+                execution=ex,
+                out_dtype=jnp.float32,
+                name="lm_head",
+            )(x)
+        return CausalLMOutput(
+            logits=constrain(logits, ("batch", "seq", "act_vocab")),
+            last_hidden_state=x,
+            hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
+        )
+
+    def dummy_inputs(self) -> dict[str, Any]:
+        """The smallest valid inputs, for tracing."""
+        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}

@@ -1,0 +1,134 @@
+"""Families by name: how a config.json or a published size becomes a model."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+
+from fmjax.core import tree
+from fmjax.core.errors import ConfigError
+from fmjax.core.execution import Execution
+from fmjax.models.config import ModelConfig
+from fmjax.nn.param import abstract
+
+# model_type of a config.json → (module below fmjax.models, config class, model class,
+# class that transformers names in `architectures`).
+_FAMILIES = {
+    "gpt2": ("gpt2", "GPT2Config", "GPT2", "GPT2LMHeadModel"),
+    "llama": ("llama", "LlamaConfig", "Llama", "LlamaForCausalLM"),
+    "mistral": ("llama", "LlamaConfig", "Llama", "MistralForCausalLM"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Everything that fmjax knows of a model_type.
+
+    Attributes:
+      name: the model_type.
+      config: the config class.
+      model: the Linen module class, built as `model(config, execution)`.
+      architecture: the transformers class that reads its exports.
+      stack: name of the layer stack among the parameters.
+      rows: config → rows of the weights map (`fmjax.convert.Row`).
+      presets: published sizes by name.
+    """
+
+    name: str
+    config: type[ModelConfig]
+    model: type[nn.Module]
+    architecture: str
+    stack: str
+    rows: Callable[[Any], Sequence[Any]]
+    presets: Mapping[str, ModelConfig]
+
+
+def get_family(model_type: str) -> Family:
+    """The family that reads this model_type.
+
+    Raises:
+      ConfigError: an unknown model_type.
+    """
+    if model_type not in _FAMILIES:
+        known = ", ".join(sorted(_FAMILIES))
+        raise ConfigError(f"model_type {model_type!r} is not supported; fmjax reads {known}")
+    package, config, model, architecture = _FAMILIES[model_type]
+    config_module, model_module = (
+        importlib.import_module(f"fmjax.models.{package}.{part}") for part in ("config", "model")
+    )
+
+    def rows(config: ModelConfig) -> Sequence[Any]:
+        return importlib.import_module(f"fmjax.models.{package}.weights").rows(config)
+
+    return Family(
+        name=model_type,
+        config=getattr(config_module, config),
+        model=getattr(model_module, model),
+        architecture=architecture,
+        stack=model_module.STACK,
+        rows=rows,
+        presets=config_module.PRESETS,
+    )
+
+
+def presets() -> dict[str, ModelConfig]:
+    """All published sizes by name."""
+    found: dict[str, ModelConfig] = {}
+    for package in sorted({entry[0] for entry in _FAMILIES.values()}):
+        found |= importlib.import_module(f"fmjax.models.{package}.config").PRESETS
+    return found
+
+
+def build(
+    config: ModelConfig | Mapping[str, Any] | str,
+    *,
+    dtype: Any = "float32",
+    param_dtype: Any = None,
+    **execution: Any,
+) -> nn.Module:
+    """A model from a config, the contents of a config.json, or the name of a published size.
+
+    Args:
+      config: for example `LlamaConfig(…)`, `{"model_type": "llama", …}` or "llama-7b".
+      dtype: compute dtype.
+      param_dtype: dtype of the parameters; default float32, so that bfloat16 compute keeps
+        float32 master weights.
+      **execution: other fields of `fmjax.Execution` (scan_layers, remat, attention).
+
+    Returns:
+      A Linen module with `.config` and `.execution`; its parameters come from `init_params` or
+      `from_pretrained`.
+
+    Raises:
+      ConfigError: an unknown name, model_type or field.
+    """
+    if isinstance(config, str):
+        named = presets()
+        if config not in named:
+            raise ConfigError(f"no model size {config!r}; choose one of {', '.join(named)}")
+        config = named[config]
+    elif isinstance(config, Mapping):
+        if "model_type" not in config:
+            raise ConfigError("config: model_type is missing")
+        config = get_family(config["model_type"]).config.from_hf(config)
+    fields = {f.name for f in dataclasses.fields(Execution)}
+    unknown = sorted(set(execution) - fields)
+    if unknown:
+        raise ConfigError(
+            f"unknown execution option {', '.join(unknown)}; choose from {', '.join(sorted(fields))}"
+        )
+    ex = Execution(dtype=dtype, param_dtype=param_dtype or "float32", **execution)
+    return get_family(config.model_type).model(config, ex)
+
+
+def abstract_params(model: nn.Module) -> dict[str, Any]:
+    """The model's parameters as nested dicts of `ParamSpec`: shape, dtype, logical axes."""
+    return abstract(model, model.dummy_inputs())
+
+
+def param_count(model: nn.Module) -> int:
+    """Number of parameters, from the abstract tree: nothing is allocated."""
+    specs = tree.flatten(abstract_params(model))
+    return tree.count([spec.struct() for spec in specs.values()])

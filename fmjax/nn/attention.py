@@ -1,0 +1,122 @@
+"""Scaled dot-product attention with grouped keys, and the key–value cache.
+
+Shapes: B batch, H query heads, G key–value heads (H a multiple of G), T queries, S keys, K head
+size. Heads come before time, the layout of attention kernels and of the cache.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from fmjax.core.errors import ConfigError
+from fmjax.core.logical import constrain
+from fmjax.nn.dropout import dropout
+from fmjax.nn.masks import Mask
+
+
+def _xla(
+    q_BHTK: jax.Array,
+    k_BGSK: jax.Array,
+    v_BGSK: jax.Array,
+    mask: Mask,
+    scale: float | jax.Array,
+    drop: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """The reference: scores and probabilities are held whole, softmax is taken in float32."""
+    B, H, T, K = q_BHTK.shape
+    G, S = k_BGSK.shape[1], k_BGSK.shape[2]
+    q = (q_BHTK * jnp.asarray(scale, q_BHTK.dtype)).reshape(B, G, H // G, T, K)
+    scores = jnp.einsum("bgrtk,bgsk->bgrts", q, k_BGSK, preferred_element_type=jnp.float32)
+    allowed = mask.dense(T, S)
+    if allowed is not None:
+        # The most negative finite number: a row that sees nothing gives a mean, not NaN.
+        scores = jnp.where(allowed[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    probs = drop(jax.nn.softmax(scores, axis=-1)).astype(v_BGSK.dtype)
+    return jnp.einsum("bgrts,bgsk->bgrtk", probs, v_BGSK).reshape(B, H, T, K)
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"auto": _xla, "xla": _xla}
+
+
+def attention(
+    module: nn.Module,
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    mask: Mask,
+    *,
+    scale: float | jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    cache_index: int | jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """softmax(q kᵀ · scale + mask) v, through the cache if there is one.
+
+    Args:
+      module: the calling layer, which owns the cache and the dropout key.
+      q_BTHK: queries, rotated already where the family rotates.
+      k_BSGK: keys of the same T slots (S = T), one head for every H / G query heads.
+      v_BSGK: values.
+      mask: which query sees which key, over all slots.
+      scale: of the scores; default 1 / √K.
+      dropout_rate: of the probabilities, active when a "dropout" key is given.
+      cache_index: slot of the first new key (see `update_cache`); None works without a cache.
+      implementation: a key of `IMPLEMENTATIONS`.
+
+    Returns:
+      [B, T, H · K].
+
+    Raises:
+      ConfigError: an unknown implementation.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ConfigError(
+            f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
+        )
+    B, T, H, K = q_BTHK.shape
+    q, k, v = (
+        checkpoint_name(constrain(jnp.swapaxes(x, 1, 2), ("batch", heads, "seq", None)), "qkv")
+        for x, heads in (
+            (q_BTHK, "act_heads"),
+            (k_BSGK, "act_kv_heads"),
+            (v_BSGK, "act_kv_heads"),
+        )
+    )
+    if cache_index is not None:
+        k, v = update_cache(module, k, v, cache_index, mask)
+    out_BHTK = IMPLEMENTATIONS[implementation](
+        q,
+        k,
+        v,
+        mask,
+        K**-0.5 if scale is None else scale,
+        lambda p: dropout(module, p, dropout_rate),
+    )
+    out = jnp.swapaxes(out_BHTK, 1, 2).reshape(B, T, H * K)
+    return checkpoint_name(constrain(out, ("batch", "seq", "act_heads")), "attention")
+
+
+def update_cache(
+    module: nn.Module, k_BGTK: jax.Array, v_BGTK: jax.Array, index: int | jax.Array, mask: Mask
+) -> tuple[jax.Array, jax.Array]:
+    """Writes T new keys and values at slot `index` of the "cache" collection [B, G, S, K].
+
+    S comes from `mask.valid`. A first call with the Python integer 0 is a prefill: the new keys
+    are all that is visible, so they are returned as they are and attention costs T × T instead of
+    T × S.
+
+    Returns:
+      Keys and values to attend to: all S slots, or the T new ones of a prefill.
+    """
+    B, G, T, K = k_BGTK.shape
+    shape = (B, G, mask.valid.shape[1], K)
+    prefill = isinstance(index, int) and index == 0
+    for name, new in (("key", k_BGTK), ("value", v_BGTK)):
+        slot = module.variable("cache", name, jnp.zeros, shape, new.dtype)
+        slot.value = jax.lax.dynamic_update_slice(slot.value, new, (0, 0, index, 0))
+    if prefill:
+        return k_BGTK, v_BGTK
+    return module.get_variable("cache", "key"), module.get_variable("cache", "value")

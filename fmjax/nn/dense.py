@@ -1,0 +1,56 @@
+"""Linear layers."""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.core.execution import Execution
+from fmjax.nn import ports
+from fmjax.nn.param import param
+
+
+class Dense(nn.Module):
+    """y = x W + b over the last axis, with W [in, *features].
+
+    Attributes:
+      features: size of the output, or several sizes for a fused projection such as (3, D).
+      axes: logical names of W's dimensions, input first.
+      use_bias: adds b [*features].
+      kernel_init: initialiser of W; b starts at zero.
+      execution: precision. W is cast to `execution.dtype` for the product.
+      out_dtype: of the accumulator and the result; default `execution.dtype`.
+    """
+
+    features: int | tuple[int, ...]
+    axes: tuple[str | None, ...]
+    use_bias: bool = False
+    kernel_init: Callable[..., jax.Array] = nn.initializers.normal(0.02)
+    execution: Execution = Execution()
+    out_dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ex = self.execution
+        features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
+        shape = (x.shape[-1], *features)
+        kernel = param(self, "kernel", self._init, shape, self.axes, ex.param_dtype)
+        y = jax.lax.dot_general(
+            x.astype(ex.dtype),
+            kernel.astype(ex.dtype),
+            (((x.ndim - 1,), (0,)), ((), ())),
+            preferred_element_type=self.out_dtype or ex.dtype,
+        )
+        y = ports.low_rank(self, x, y)
+        if self.use_bias:
+            bias = param(
+                self, "bias", nn.initializers.zeros, features, self.axes[1:], ex.param_dtype
+            )
+            y = y + bias.astype(y.dtype)
+        return y
+
+    def _init(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        # Fan-based initialisers must see the matrix, not the dimensions of a fused projection.
+        return self.kernel_init(key, (shape[0], math.prod(shape[1:])), dtype).reshape(shape)

@@ -1,0 +1,54 @@
+"""Embedding tables."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.core.execution import Execution
+from fmjax.nn import ports
+from fmjax.nn.param import param
+
+
+class Embed(nn.Module):
+    """A table [num, features] that is read by id, and by `attend` as a tied output head.
+
+    Attributes:
+      num: rows.
+      features: columns.
+      axes: logical names of the two dimensions.
+      init: initialiser.
+      execution: precision.
+    """
+
+    num: int
+    features: int
+    axes: tuple[str | None, str | None] = ("vocab", "embed")
+    init: Callable[..., jax.Array] = nn.initializers.normal(0.02)
+    execution: Execution = Execution()
+
+    def setup(self) -> None:
+        self.embedding = param(
+            self,
+            "embedding",
+            self.init,
+            (self.num, self.features),
+            self.axes,
+            self.execution.param_dtype,
+        )
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """ids i32[...] → [..., features]. An id outside the table gives NaN, never a wrong row."""
+        y = jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
+        return ports.low_rank_embedding(self, ids, y.astype(self.execution.dtype))
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """x [..., features] → f32 logits [..., num] against every row."""
+        dtype = self.execution.dtype
+        return jax.lax.dot_general(
+            x.astype(dtype),
+            self.embedding.astype(dtype),
+            (((x.ndim - 1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )

@@ -1,0 +1,63 @@
+"""Which query may see which key: causal, sliding window, padding, segments and prefix in one.
+
+A `Mask` is a description. `dense` spells it out as booleans for kernels that want an array;
+kernels that understand windows or segments read the fields. Order goes by slot (the place in the
+sequence or in the key–value cache), never by position id, so packed rows whose positions restart
+and left-padded rows stay correct.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Mask:
+    """The conjunction of all that is set; unset fields allow everything.
+
+    Attributes:
+      causal: a query sees keys at its own slot and before (and all of the prefix).
+      window: a query sees only the last `window` slots, its own included: an int, or an i32
+        scalar where layers differ (a value ≥ the number of slots means no window).
+      offset: slot of the first query, an int or an i32 scalar; keys start at slot 0.
+      valid: bool [B, ≥ S], which key slots hold a token (padding and empty cache slots do not).
+      segments: (i32 [B, T], i32 [B, S]) segment ids of queries and keys; only equal ones meet.
+      prefix: i32 [B], the number of leading slots that every query sees (prefix LM).
+    """
+
+    causal: bool = flax.struct.field(pytree_node=False, default=True)
+    window: int | jax.Array | None = None
+    offset: int | jax.Array = 0
+    valid: jax.Array | None = None
+    segments: tuple[jax.Array, jax.Array] | None = None
+    prefix: jax.Array | None = None
+
+    def dense(self, queries: int, keys: int) -> jax.Array | None:
+        """Spells the mask out.
+
+        Args:
+          queries: T, the number of query slots.
+          keys: S, the number of key slots.
+
+        Returns:
+          bool [B or 1, 1, T, S], True where the query sees the key; None if all is seen.
+        """
+        q_T1 = (jnp.arange(queries) + self.offset)[:, None]
+        k_1S = jnp.arange(keys)[None, :]
+        allowed: jax.Array | None = None
+        if self.causal:
+            allowed = (k_1S <= q_T1)[None]
+        if self.window is not None:
+            allowed = _and(allowed, (q_T1 - k_1S < self.window)[None])
+        if self.prefix is not None and allowed is not None:
+            allowed = allowed | (k_1S[None] < self.prefix[:, None, None])
+        if self.valid is not None:
+            allowed = _and(allowed, self.valid[:, None, :keys])
+        if self.segments is not None:
+            q_BT, k_BS = self.segments
+            allowed = _and(allowed, q_BT[:, :, None] == k_BS[:, None, :])
+        return None if allowed is None else allowed[:, None]
+
+
+def _and(a: jax.Array | None, b: jax.Array) -> jax.Array:
+    return b if a is None else a & b

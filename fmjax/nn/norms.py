@@ -1,0 +1,46 @@
+"""Normalisation layers. Statistics are taken in float32 whatever the compute dtype."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.core.execution import Execution
+from fmjax.nn.param import param
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · scale over the last axis (arXiv:1910.07467).
+
+    As in LLaMA, the normalised value is rounded to the compute dtype before it is scaled.
+    """
+
+    epsilon: float = 1e-6
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ex = self.execution
+        scale = param(
+            self, "scale", nn.initializers.ones, (x.shape[-1],), ("norm",), ex.param_dtype
+        )
+        x32 = x.astype(jnp.float32)
+        y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
+        return y.astype(ex.dtype) * scale.astype(ex.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x − mean) / std · scale + bias over the last axis (arXiv:1607.06450)."""
+
+    epsilon: float = 1e-5
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ex, shape = self.execution, (x.shape[-1],)
+        scale = param(self, "scale", nn.initializers.ones, shape, ("norm",), ex.param_dtype)
+        bias = param(self, "bias", nn.initializers.zeros, shape, ("norm",), ex.param_dtype)
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, -1, keepdims=True)
+        y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
+        y = y * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+        return y.astype(ex.dtype)

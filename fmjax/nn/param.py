@@ -1,0 +1,52 @@
+"""The one place where parameters come from: shape, initialiser and logical axes together.
+
+Parameters are plain arrays in nested dicts. Their logical axes are not stored beside them but
+recorded while the model is traced, which gives the abstract tree: the one description from which
+initialisation, placement, checkpoints and planning derive.
+"""
+
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from fmjax.core import tree
+from fmjax.core.params import ParamSpec
+
+_record: ContextVar[dict[str, tuple[str | None, ...]] | None] = ContextVar("axes", default=None)
+
+
+def param(
+    module: nn.Module,
+    name: str,
+    init: Callable[..., jax.Array],
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    dtype: Any,
+) -> jax.Array:
+    """Declares (or reads) a parameter of `module` whose dimensions bear the names `axes`."""
+    record = _record.get()
+    if record is not None:
+        record["/".join((*module.path, name))] = axes
+    return module.param(name, init, shape, dtype)
+
+
+def abstract(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of `model` as nested dicts of `ParamSpec`, without computing anything.
+
+    A scanned stack adds leading dimensions that the layer did not declare: those are "layers".
+    """
+    record: dict[str, tuple[str | None, ...]] = {}
+    token = _record.set(record)
+    try:
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), **inputs)["params"])
+    finally:
+        _record.reset(token)
+
+    def leaf(path: str, x: jax.ShapeDtypeStruct) -> ParamSpec:
+        axes = record[path]
+        return ParamSpec(x.shape, x.dtype, ("layers",) * (len(x.shape) - len(axes)) + axes)
+
+    return tree.map_with_path(leaf, shapes)

@@ -1,0 +1,103 @@
+"""The layer stack: one compiled body over all layers, with a choice of what to recompute."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.core.errors import ConfigError
+from fmjax.core.execution import Execution
+
+_POLICIES = jax.checkpoint_policies
+
+# What the backward pass finds saved; the rest of a layer it computes again.
+REMAT: dict[str, Callable[..., bool] | None] = {
+    "none": None,  # everything: fastest where memory allows
+    "dots": _POLICIES.dots_with_no_batch_dims_saveable,  # results of the weight matmuls
+    "attention": _POLICIES.save_only_these_names("qkv", "attention"),
+    "full": _POLICIES.nothing_saveable,  # only the layers' inputs: least memory
+}
+
+
+def apply_layers(
+    make_layer: Callable[[str], nn.Module],
+    num_layers: int,
+    x: jax.Array,
+    context: Any = None,
+    per_layer: Any = None,
+    *,
+    name: str = "layers",
+    execution: Execution = Execution(),
+    collect: bool = False,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Applies `num_layers` layers in turn; call it inside a compact `__call__`.
+
+    Every collection of a layer (params, adapter, cache) is stacked on a leading `layers` axis when
+    scanned. A collection may cover only some of a layer's modules.
+
+    Args:
+      make_layer: given a name, makes a layer whose `__call__(x, context, per_layer)` returns x.
+      num_layers: L.
+      x: the input of the first layer.
+      context: what all layers share (masks, position tables): any pytree.
+      per_layer: what differs: a pytree whose leaves have a leading axis of L.
+      name: of the stacked subtree; without scanning the subtrees are "{name}_{i}".
+      execution: scanning and rematerialisation.
+      collect: also return every layer's output.
+
+    Returns:
+      (the last layer's output, all L outputs if `collect`).
+
+    Raises:
+      ConfigError: an unknown remat policy.
+    """
+    if execution.remat not in REMAT:
+        raise ConfigError(f"remat {execution.remat!r} is unknown; choose one of {', '.join(REMAT)}")
+
+    def body(layer: nn.Module, x: jax.Array, own: Any, context: Any) -> tuple[jax.Array, Any]:
+        x = layer(x, context, own)
+        return x, (x if collect else None)
+
+    if execution.remat != "none":
+        # Inside a scan XLA cannot merge the recomputation with the forward pass; in a plain loop
+        # it can, and must be kept from it.
+        body = nn.remat(body, policy=REMAT[execution.remat], prevent_cse=not execution.scan_layers)
+    if not execution.scan_layers:
+        outputs = []
+        for i in range(num_layers):
+            own = jax.tree.map(lambda a, i=i: a[i], per_layer)
+            x, _ = body(make_layer(f"{name}_{i}"), x, own, context)
+            outputs.append(x)
+        return x, tuple(outputs) if collect else ()
+    scanned = nn.scan(
+        body,
+        variable_axes={"params": 0, "adapter": 0, "cache": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=num_layers,
+        in_axes=(0, nn.broadcast),
+    )
+    x, outputs = scanned(make_layer(name), x, per_layer, context)
+    return x, tuple(outputs[i] for i in range(num_layers)) if collect else ()
+
+
+def unstack(collection: dict[str, Any], name: str, num_layers: int) -> dict[str, Any]:
+    """The same parameters (or adapter, or cache) with one subtree a layer: "{name}_0", …"""
+    if name not in collection:
+        return collection
+    rest = {k: v for k, v in collection.items() if k != name}
+    layers = {
+        f"{name}_{i}": jax.tree.map(lambda a, i=i: a[i], collection[name])
+        for i in range(num_layers)
+    }
+    return rest | layers
+
+
+def restack(collection: dict[str, Any], name: str, num_layers: int) -> dict[str, Any]:
+    """The inverse of `unstack`."""
+    if f"{name}_0" not in collection:
+        return collection
+    layers = [collection[f"{name}_{i}"] for i in range(num_layers)]
+    rest = {k: v for k, v in collection.items() if not k.startswith(f"{name}_")}
+    return rest | {name: jax.tree.map(lambda *a: jnp.stack(a), *layers)}
