@@ -117,7 +117,8 @@ def build(
     unknown = sorted(set(execution) - fields)
     if unknown:
         raise ConfigError(
-            f"unknown execution option {', '.join(unknown)}; choose from {', '.join(sorted(fields))}"
+            f"unknown execution option {', '.join(unknown)}; "
+            f"choose from {', '.join(sorted(fields))}"
         )
     ex = Execution(dtype=dtype, param_dtype=param_dtype or "float32", **execution)
     return get_family(config.model_type).model(config, ex)

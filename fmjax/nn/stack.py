@@ -29,7 +29,7 @@ def apply_layers(
     per_layer: Any = None,
     *,
     name: str = "layers",
-    execution: Execution = Execution(),
+    execution: Execution,
     collect: bool = False,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Applies `num_layers` layers in turn; call it inside a compact `__call__`.
