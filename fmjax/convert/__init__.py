@@ -1,0 +1,49 @@
+"""Checkpoints of other libraries, read and written through one table of rows per family."""
+
+from fmjax.convert.atomic import replacing
+from fmjax.convert.checkpoint import match, open_directory, read_json
+from fmjax.convert.load import load_params, read_slice
+from fmjax.convert.rows import Row, hf_module, module_path, targets, unstacked
+from fmjax.convert.safetensors import Item, Tensor, cast, read_header, write_file
+from fmjax.convert.save import MAX_SHARD_SIZE, param_items, save_params, write_weights
+from fmjax.convert.transforms import (
+    IDENTITY,
+    TRANSPOSE,
+    Chain,
+    Fuse,
+    Identity,
+    Permute,
+    Split,
+    Transform,
+)
+
+__all__ = [
+    "IDENTITY",
+    "MAX_SHARD_SIZE",
+    "TRANSPOSE",
+    "Chain",
+    "Fuse",
+    "Identity",
+    "Item",
+    "Permute",
+    "Row",
+    "Split",
+    "Tensor",
+    "Transform",
+    "cast",
+    "hf_module",
+    "load_params",
+    "match",
+    "module_path",
+    "open_directory",
+    "param_items",
+    "read_header",
+    "read_json",
+    "read_slice",
+    "replacing",
+    "save_params",
+    "targets",
+    "unstacked",
+    "write_file",
+    "write_weights",
+]

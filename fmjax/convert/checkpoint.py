@@ -1,0 +1,198 @@
+"""A directory of weights in the Hugging Face layout, seen as one mapping of unread tensors."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmjax.convert.rows import Row, Target, targets
+from fmjax.convert.safetensors import Tensor, read_header
+from fmjax.core.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+# Tables that other implementations store beside the weights and that are recomputed here. A row
+# that names such a tensor goes first.
+BUFFERS = re.compile(r"(^|\.)(rotary_emb\..+|inv_freq|position_ids|attn\.(bias|masked_bias))$")
+
+
+def open_directory(directory: str | Path) -> dict[str, Tensor]:
+    """Tensor name → tensor, from `model.safetensors` or else from an index and its shards.
+
+    Only headers are read. Where both layouts lie side by side the single file counts, as in
+    transformers.
+
+    Raises:
+      CheckpointError: no such directory, no weights, only pickle files, a damaged file, an index
+        that points outside the directory, to a missing shard or past what the shards hold.
+    """
+    directory = Path(directory)
+    if (single := directory / SINGLE).is_file():
+        return read_header(single)
+    if (index := directory / INDEX).is_file():
+        return _open_shards(directory, index)
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory} is not a directory; give the folder that holds {SINGLE}"
+        )
+    if pickles := sorted(p.name for pattern in PICKLES for p in directory.glob(pattern)):
+        raise CheckpointError(
+            f"{directory} has only pickle weights ({pickles[0]}), which can run code when loaded "
+            "and are never opened; convert them once where you trust them: AutoModel"
+            ".from_pretrained(dir).save_pretrained(dir) in transformers writes safetensors"
+        )
+    raise CheckpointError(
+        f"{directory} holds neither {SINGLE} nor {INDEX}; download the safetensors files too"
+    )
+
+
+def _open_shards(directory: Path, index: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    weight_map = _read_index(index)
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file or "\\" in file or not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index} names the shard {file!r}; shards must be .safetensors files in the same "
+                "directory"
+            )
+        if not (directory / file).is_file():
+            raise CheckpointError(
+                f"{index} names the shard {file!r}, which is missing; download it"
+            )
+        for name, tensor in read_header(directory / file).items():
+            if name in found:
+                raise CheckpointError(
+                    f"tensor {name!r} is in both {found[name].file.name!r} and {file!r} of "
+                    f"{directory}; remove the stale shard"
+                )
+            if weight_map.get(name) != file:
+                raise CheckpointError(
+                    f"{file!r} holds tensor {name!r}, which {INDEX} does not place there; "
+                    f"download the index and the shards of {directory} from one version"
+                )
+            found[name] = tensor
+    if missing := sorted(weight_map.keys() - found.keys()):
+        raise CheckpointError(
+            f"{INDEX} places tensor {missing[0]!r} in {weight_map[missing[0]]!r}, which does not "
+            f"hold it; download the index and the shards of {directory} from one version"
+        )
+    return found
+
+
+def _read_index(index: Path) -> Mapping[str, str]:
+    match read_json(index):
+        case {"weight_map": dict(weight_map)} if all(
+            isinstance(v, str) for v in weight_map.values()
+        ):
+            return weight_map
+    raise CheckpointError(f"{index} has no weight_map of names to files; download it again")
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file's content; raises CheckpointError naming the file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise CheckpointError(f"cannot read {file}: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{file} is not valid JSON ({e}); download it again") from e
+
+
+@dataclass(frozen=True)
+class Match:
+    """A parameter with the file tensors that fill it, shapes checked."""
+
+    target: Target
+    tensors: tuple[Tensor, ...]
+
+
+def match(
+    tensors: Mapping[str, Tensor], rows: Sequence[Row], flat: Mapping[str, Any]
+) -> list[Match]:
+    """Pairs every parameter with its tensors and every tensor with its parameter.
+
+    Names match with or without their first component, the name of the base model under its head:
+    "model.norm.weight" and "norm.weight", "transformer.wte.weight" and "wte.weight".
+
+    Args:
+      tensors: what the files hold.
+      rows: the weights map.
+      flat: {path: leaf with a shape} of the model's parameters.
+
+    Raises:
+      CheckpointError: a tensor that is missing, unexpected, there twice or of another shape, or
+        a copy (a tied head) that differs from its original.
+    """
+    rest = dict(tensors)
+    matches: list[Match] = []
+    copies: list[Match] = []
+    for target in targets(rows, flat):
+        found = [_take(rest, key) for key in target.keys]
+        missing = [key for key, t in zip(target.keys, found, strict=True) if t is None]
+        if target.row.copy:
+            if not missing:
+                copies.append(_checked(target, found))
+        elif missing:
+            raise CheckpointError(_missing(missing[0], target, tensors))
+        else:
+            matches.append(_checked(target, found))
+    for name, tensor in rest.items():
+        if not BUFFERS.search(name):
+            raise CheckpointError(
+                f"{tensor.file} holds {name!r}, which this configuration has no parameter for; "
+                "check config.json (biases, number of layers, tied embeddings, quantisation)"
+            )
+    originals = {m.target.path: m for m in matches}
+    for copy in copies:
+        _check_copy(copy, originals[copy.target.path])
+    return matches
+
+
+def _take(rest: dict[str, Tensor], key: str) -> Tensor | None:
+    spellings = [key, key.partition(".")[2]]
+    hits = [name for name in spellings if name in rest]
+    if len(hits) == 2:
+        raise CheckpointError(
+            f"{rest[hits[0]].file} holds both {hits[0]!r} and {hits[1]!r}, one parameter twice; "
+            "remove one"
+        )
+    return rest.pop(hits[0]) if hits else None
+
+
+def _checked(target: Target, found: Iterable[Tensor | None]) -> Match:
+    tensors = tuple(t for t in found if t is not None)
+    for tensor in tensors:
+        if tensor.shape != target.file_shape:
+            raise CheckpointError(
+                f"{tensor.file}: {tensor.name!r} has shape {list(tensor.shape)}, config.json asks "
+                f"for {list(target.file_shape)}; use the config.json that belongs to these weights"
+            )
+    return Match(target, tensors)
+
+
+def _missing(key: str, target: Target, tensors: Mapping[str, Tensor]) -> str:
+    where = next(iter(tensors.values())).file.parent if tensors else "the checkpoint"
+    return (
+        f"{where} lacks tensor {key!r} (parameter {target.path!r}); "
+        "check config.json against the weights, or download all of them"
+    )
+
+
+def _check_copy(copy: Match, original: Match) -> None:
+    for a, b in zip(copy.tensors, original.tensors, strict=True):
+        if a.dtype != b.dtype or _raw(a) != _raw(b):
+            raise CheckpointError(
+                f"{a.file}: {a.name!r} differs from {b.name!r}, yet the configuration ties them; "
+                "set tie_word_embeddings to false in config.json"
+            )
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    # Memoryviews compare like memcmp, without numpy's temporary of one bool per element.
+    return memoryview(tensor.view().reshape(-1).view(np.uint8))

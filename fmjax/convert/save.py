@@ -1,0 +1,128 @@
+"""Parameters back into the files that other libraries load."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from fmjax.convert.atomic import replacing
+from fmjax.convert.checkpoint import INDEX, SINGLE
+from fmjax.convert.rows import LAYER, Row, Target, targets
+from fmjax.convert.safetensors import Item, ordered, write_file
+from fmjax.core.errors import CheckpointError
+from fmjax.core.tree import flatten
+
+MAX_SHARD_SIZE = 5_000_000_000  # bytes
+OWNED = (SINGLE, INDEX, "model-*-of-*.safetensors")
+
+
+def save_params(
+    directory: str | Path,
+    rows: Sequence[Row],
+    params: Mapping[str, Any],
+    max_shard_size: int = MAX_SHARD_SIZE,
+    dtype: Any = None,
+) -> None:
+    """Writes parameters as safetensors in the Hugging Face layout, all files or none.
+
+    One tensor at a time comes to the host. With several processes all must call this with the
+    same arguments; the first one writes, the others only contribute their shards.
+
+    Args:
+      directory: made if needed; an earlier export's weights in it are replaced at the end.
+      rows: the family's weights map.
+      params: nested dict of arrays, sharded or not, layers stacked or not.
+      max_shard_size: bytes per file; above it the weights are split and an index is written.
+      dtype: of floating tensors; None keeps each as it is, bit for bit.
+
+    Raises:
+      CheckpointError: params that do not fit the rows, or a directory that cannot be written.
+    """
+    items = param_items(rows, params, dtype)
+    if jax.process_index():
+        return contribute(items, max_shard_size)
+    with replacing(directory, OWNED) as staging:
+        write_weights(staging, items, max_shard_size)
+
+
+def write_weights(directory: Path, items: Sequence[Item], max_shard_size: int) -> None:
+    """Writes `model.safetensors`, or shards with an index, into a directory as it is.
+
+    Raises:
+      CheckpointError: a tensor that the format cannot hold.
+      OSError: from the file system.
+    """
+    shards = _shards(items, max_shard_size)
+    if len(shards) == 1:
+        return write_file(directory / SINGLE, shards[0])
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_file(directory / file, shard)
+        weight_map |= {item.name: file for item in shard}
+    index = {
+        "metadata": {"total_size": sum(item.nbytes for item in items)},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def contribute(items: Sequence[Item], max_shard_size: int) -> None:
+    """Takes part in gathering the items that the first process writes, in its order."""
+    for shard in _shards(items, max_shard_size):
+        for item in ordered(shard):
+            item.read()
+
+
+def _shards(items: Sequence[Item], max_shard_size: int) -> list[Sequence[Item]]:
+    """Fills one file after the other; a tensor above the limit has a file of its own."""
+    if max_shard_size < 1:
+        raise CheckpointError(f"max_shard_size is {max_shard_size}; give a number of bytes above 0")
+    shards: list[list[Item]] = [[]]
+    room = max_shard_size
+    for item in items:
+        if shards[-1] and item.nbytes > room:
+            shards.append([])
+            room = max_shard_size
+        shards[-1].append(item)
+        room -= item.nbytes
+    return list(shards)
+
+
+def param_items(rows: Sequence[Row], params: Mapping[str, Any], dtype: Any = None) -> list[Item]:
+    """The file tensors of a parameter tree, layer by layer, none of them copied yet."""
+    flat = flatten(params)
+    order: dict[str, int] = {}
+    placed: list[tuple[tuple[int, int], Item]] = []
+    for target in targets(rows, flat):
+        if target.row.copy:
+            continue
+        stack = order.setdefault(target.row.hf.partition(LAYER)[0], len(order))
+        for i, key in enumerate(target.keys):
+            item = _item(key, target, flat[target.path], i, dtype)
+            placed.append(((stack, target.layer + i), item))
+    placed.sort(key=lambda p: p[0])
+    return [item for _, item in placed]
+
+
+def _item(key: str, target: Target, leaf: Any, i: int, dtype: Any) -> Item:
+    want = np.dtype(leaf.dtype)
+    if dtype is not None and jnp.issubdtype(want, jnp.floating):
+        want = jnp.dtype(dtype)
+
+    def read() -> np.ndarray:
+        array = _to_host(leaf[i] if target.stacked else leaf)
+        return target.row.transform.inverse(array)
+
+    return Item(key, target.file_shape, want, read)
+
+
+def _to_host(array: Any) -> np.ndarray:
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
