@@ -5,7 +5,15 @@ from fmjax.convert.checkpoint import match, open_directory, read_json
 from fmjax.convert.load import load_params, read_slice
 from fmjax.convert.rows import Row, hf_module, module_path, targets, unstacked
 from fmjax.convert.safetensors import Item, Tensor, cast, read_header, write_file
-from fmjax.convert.save import MAX_SHARD_SIZE, param_items, save_params, write_weights
+from fmjax.convert.save import (
+    MAX_SHARD_SIZE,
+    OWNED,
+    contribute,
+    param_items,
+    save_params,
+    tensor_items,
+    write_weights,
+)
 from fmjax.convert.transforms import (
     IDENTITY,
     TRANSPOSE,
@@ -20,6 +28,7 @@ from fmjax.convert.transforms import (
 __all__ = [
     "IDENTITY",
     "MAX_SHARD_SIZE",
+    "OWNED",
     "TRANSPOSE",
     "Chain",
     "Fuse",
@@ -31,6 +40,7 @@ __all__ = [
     "Tensor",
     "Transform",
     "cast",
+    "contribute",
     "hf_module",
     "load_params",
     "match",
@@ -43,6 +53,7 @@ __all__ = [
     "replacing",
     "save_params",
     "targets",
+    "tensor_items",
     "unstacked",
     "write_file",
     "write_weights",

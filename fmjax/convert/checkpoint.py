@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmjax.convert.rows import Row, Target, targets
-from fmjax.convert.safetensors import Tensor, read_header
+from fmjax.convert.safetensors import Tensor, check_castable, read_header
 from fmjax.core.errors import CheckpointError
 
 SINGLE = "model.safetensors"
@@ -123,11 +123,11 @@ def match(
     Args:
       tensors: what the files hold.
       rows: the weights map.
-      flat: {path: leaf with a shape} of the model's parameters.
+      flat: {path: leaf with shape and dtype} of the model's parameters.
 
     Raises:
-      CheckpointError: a tensor that is missing, unexpected, there twice or of another shape, or
-        a copy (a tied head) that differs from its original.
+      CheckpointError: a tensor that is missing, unexpected, there twice, of another shape or of
+        integers where floats are wanted; a copy (a tied head) that differs from its original.
     """
     rest = dict(tensors)
     matches: list[Match] = []
@@ -137,11 +137,11 @@ def match(
         missing = [key for key, t in zip(target.keys, found, strict=True) if t is None]
         if target.row.copy:
             if not missing:
-                copies.append(_checked(target, found))
+                copies.append(_checked(target, found, flat[target.path].dtype))
         elif missing:
             raise CheckpointError(_missing(missing[0], target, tensors))
         else:
-            matches.append(_checked(target, found))
+            matches.append(_checked(target, found, flat[target.path].dtype))
     for name, tensor in rest.items():
         if not BUFFERS.search(name):
             raise CheckpointError(
@@ -165,7 +165,7 @@ def _take(rest: dict[str, Tensor], key: str) -> Tensor | None:
     return rest.pop(hits[0]) if hits else None
 
 
-def _checked(target: Target, found: Iterable[Tensor | None]) -> Match:
+def _checked(target: Target, found: Iterable[Tensor | None], dtype: np.dtype) -> Match:
     tensors = tuple(t for t in found if t is not None)
     for tensor in tensors:
         if tensor.shape != target.file_shape:
@@ -173,6 +173,7 @@ def _checked(target: Target, found: Iterable[Tensor | None]) -> Match:
                 f"{tensor.file}: {tensor.name!r} has shape {list(tensor.shape)}, config.json asks "
                 f"for {list(target.file_shape)}; use the config.json that belongs to these weights"
             )
+        check_castable(tensor.name, tensor.dtype, dtype)
     return Match(target, tensors)
 
 

@@ -225,11 +225,7 @@ def cast(
         the narrower dtype cannot hold.
     """
     dtype = np.dtype(dtype)
-    if array.dtype != dtype and not (_is_float(array.dtype) and _is_float(dtype)):
-        raise CheckpointError(
-            f"tensor {name!r} holds {array.dtype} where {dtype} is wanted; a quantised checkpoint "
-            "must be dequantised by the tool that wrote it first"
-        )
+    check_castable(name, array.dtype, dtype)
     try:
         with np.errstate(over="raise"):
             if out is None:
@@ -240,6 +236,15 @@ def cast(
         raise CheckpointError(
             f"tensor {name!r} has values that {dtype} cannot hold; use bfloat16 or float32"
         ) from e
+
+
+def check_castable(name: str, source: np.dtype, target: np.dtype) -> None:
+    """Raises CheckpointError unless both are floating or both the same."""
+    if source != np.dtype(target) and not (_is_float(source) and _is_float(np.dtype(target))):
+        raise CheckpointError(
+            f"tensor {name!r} holds {source} where {np.dtype(target)} is wanted; a quantised "
+            "checkpoint must be dequantised by the tool that wrote it first"
+        )
 
 
 def _is_float(dtype: np.dtype) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fmjax.convert.atomic import replacing
-from fmjax.convert.checkpoint import INDEX, SINGLE
+from fmjax.convert.checkpoint import INDEX, SINGLE, Match
 from fmjax.convert.rows import LAYER, Row, Target, targets
 from fmjax.convert.safetensors import Item, ordered, write_file
 from fmjax.core.errors import CheckpointError
@@ -97,29 +97,41 @@ def _shards(items: Sequence[Item], max_shard_size: int) -> list[Sequence[Item]]:
 def param_items(rows: Sequence[Row], params: Mapping[str, Any], dtype: Any = None) -> list[Item]:
     """The file tensors of a parameter tree, layer by layer, none of them copied yet."""
     flat = flatten(params)
-    order: dict[str, int] = {}
-    placed: list[tuple[tuple[int, int], Item]] = []
-    for target in targets(rows, flat):
-        if target.row.copy:
-            continue
-        stack = order.setdefault(target.row.hf.partition(LAYER)[0], len(order))
-        for i, key in enumerate(target.keys):
-            item = _item(key, target, flat[target.path], i, dtype)
-            placed.append(((stack, target.layer + i), item))
-    placed.sort(key=lambda p: p[0])
-    return [item for _, item in placed]
+    found = [t for t in targets(rows, flat) if not t.row.copy]
+    return [_item(t, i, flat[t.path], dtype) for t, i in _file_order(found)]
 
 
-def _item(key: str, target: Target, leaf: Any, i: int, dtype: Any) -> Item:
-    want = np.dtype(leaf.dtype)
-    if dtype is not None and jnp.issubdtype(want, jnp.floating):
-        want = jnp.dtype(dtype)
+def tensor_items(matches: Sequence[Match], dtype: Any = None) -> list[Item]:
+    """The tensors of a checkpoint under their canonical names, layer by layer, none read yet."""
+    tensors = {m.target.path: m.tensors for m in matches}
+    order = _file_order([m.target for m in matches])
+    return [
+        Item(t.keys[i], t.file_shape, _cast_to(x.dtype, dtype), x.view)
+        for t, i in order
+        for x in (tensors[t.path][i],)
+    ]
 
+
+def _file_order(found: Sequence[Target]) -> list[tuple[Target, int]]:
+    """(target, index of its key) such that the tensors of one layer follow each other."""
+    stacks: dict[str, int] = {}
+    order: list[tuple[int, int, Target, int]] = []
+    for target in found:
+        stack = stacks.setdefault(target.row.hf.partition(LAYER)[0], len(stacks))
+        order += [(stack, target.layer + i, target, i) for i in range(len(target.keys))]
+    return [(target, i) for *_, target, i in sorted(order, key=lambda o: o[:2])]
+
+
+def _cast_to(own: Any, dtype: Any) -> np.dtype:
+    return jnp.dtype(own if dtype is None or not jnp.issubdtype(own, jnp.floating) else dtype)
+
+
+def _item(target: Target, i: int, leaf: Any, dtype: Any) -> Item:
     def read() -> np.ndarray:
         array = _to_host(leaf[i] if target.stacked else leaf)
         return target.row.transform.inverse(array)
 
-    return Item(key, target.file_shape, want, read)
+    return Item(target.keys[i], target.file_shape, _cast_to(leaf.dtype, dtype), read)
 
 
 def _to_host(array: Any) -> np.ndarray:

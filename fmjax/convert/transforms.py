@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from fmjax.core.errors import CheckpointError
+
 Shape = tuple[int, ...]
 
 
@@ -28,8 +30,15 @@ class Transform(Protocol):
         ...
 
     def file_shape(self, shape: Shape) -> Shape:
-        """Shape in the file of a parameter of `shape`; raises ValueError if it does not fit."""
+        """Shape in the file of a parameter of `shape`; raises CheckpointError if it cannot be."""
         ...
+
+
+def _misfit(transform: Transform, shape: Shape) -> CheckpointError:
+    return CheckpointError(
+        f"a parameter of shape {tuple(shape)} does not fit the layout {transform}; "
+        "the parameters do not belong to this configuration"
+    )
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Permute:
 
     def file_shape(self, shape: Shape) -> Shape:
         if len(shape) != len(self.axes):
-            raise ValueError(f"{self} does not fit shape {tuple(shape)}")
+            raise _misfit(self, shape)
         return tuple(shape[i] for i in np.argsort(self.axes))
 
 
@@ -80,7 +89,7 @@ class Split:
     def file_shape(self, shape: Shape) -> Shape:
         end = self.axis + len(self.sizes)
         if tuple(shape[self.axis : end]) != self.sizes:
-            raise ValueError(f"{self} does not fit shape {tuple(shape)}")
+            raise _misfit(self, shape)
         return (*shape[: self.axis], math.prod(self.sizes), *shape[end:])
 
 
@@ -99,7 +108,7 @@ class Fuse:
 
     def file_shape(self, shape: Shape) -> Shape:
         if shape[self.axis : self.axis + 1] != (math.prod(self.sizes),):
-            raise ValueError(f"{self} does not fit shape {tuple(shape)}")
+            raise _misfit(self, shape)
         return (*shape[: self.axis], *self.sizes, *shape[self.axis + 1 :])
 
 

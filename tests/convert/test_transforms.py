@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from fmjax.convert import IDENTITY, TRANSPOSE, Chain, Fuse, Permute, Split
+from fmjax.core.errors import CheckpointError
 
 # Meta's interleaved rotary layout: [heads · K/2 · 2, in] → rotate-half.
 META = Chain((Split(0, (2, 3, 2)), Permute((0, 2, 1, 3)), Fuse(0, (2, 2, 3))))
@@ -36,5 +37,5 @@ def test_forward_moves_no_data(transform, file, param):
     ("transform", "shape"), [(TRANSPOSE, (2,)), (Split(0, (2, 3)), (3, 2)), (Fuse(0, (2, 3)), (5,))]
 )
 def test_a_shape_that_does_not_fit_raises(transform, shape):
-    with pytest.raises(ValueError, match="does not fit shape"):
+    with pytest.raises(CheckpointError, match="does not fit the layout"):
         transform.file_shape(shape)

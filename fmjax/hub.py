@@ -1,0 +1,269 @@
+"""Directories in the Hugging Face layout: read a model from one, write a model to one.
+
+Nothing here touches the network: directories are local. `hf download NAME --local-dir DIR` gets
+one, and what `save_pretrained` writes loads with transformers' `AutoModelForCausalLM`.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax import convert as files
+from fmjax.core.errors import CheckpointError, ConfigError
+from fmjax.core.logical import Rules
+from fmjax.core.tree import flatten
+from fmjax.models.registry import abstract_params, build, get_family
+from fmjax.parallel import DEFAULT_RULES, param_shardings
+
+if TYPE_CHECKING:
+    from fmjax.data.tokenizer import Tokenizer
+
+# Files beside the weights that a conversion or a fine-tuning run hands on as they are.
+CARRIED = (
+    "added_tokens.json",
+    "chat_template.*",
+    "generation_config.json",
+    "merges.txt",
+    "*.model",
+    "special_tokens_map.json",
+    "tokenizer*",
+    "vocab.*",
+)
+
+
+def from_pretrained(
+    directory: str | Path,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: Rules | None = None,
+    **execution: Any,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A model and its weights, read straight into their place on the devices.
+
+    Args:
+      directory: holds config.json and safetensors weights.
+      dtype: of parameters and computation ("bfloat16", jnp.float32, …); None takes the one that
+        config.json states, else float32. Pass `param_dtype="float32"` as well to keep float32
+        master weights under bfloat16 computation.
+      mesh: lays the parameters out; None puts them on the default device.
+      rules: logical axes → mesh axes; default `fmjax.parallel.DEFAULT_RULES`.
+      **execution: other fields of `fmjax.Execution` (param_dtype, scan_layers, remat, attention).
+
+    Returns:
+      (model, params): a Linen module, and nested dicts of arrays for `{"params": params}`.
+
+    Raises:
+      CheckpointError: no such directory, or weights that are missing, damaged or do not fit.
+      ConfigError: a config.json that fmjax does not understand.
+      ShardingError: a parameter that does not divide over the mesh.
+    """
+    directory = Path(directory)
+    raw = read_config(directory)
+    dtype = dtype or str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
+    if isinstance(dtype, str):
+        dtype = dtype.removeprefix("torch.")
+    model = _build(directory, raw, **({"dtype": dtype, "param_dtype": dtype} | execution))
+    abstract = abstract_params(model)
+    sharding = None if mesh is None else param_shardings(abstract, mesh, rules or DEFAULT_RULES)
+    rows = get_family(model.config.model_type).rows(model.config)
+    return model, files.load_params(directory, rows, abstract, sharding)
+
+
+def save_pretrained(
+    directory: str | Path,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    tokenizer: "Tokenizer | None" = None,
+    dtype: Any = None,
+    max_shard_size: int = files.MAX_SHARD_SIZE,
+    generation_config: Mapping[str, Any] | None = None,
+    carry_from: str | Path | None = None,
+) -> None:
+    """Writes a directory that transformers loads: all of it or nothing.
+
+    Several processes all call this; the first one writes.
+
+    Args:
+      directory: made if needed. Weights of an earlier export in it are replaced; files that this
+        function does not write stay.
+      model: from `build` or `from_pretrained`.
+      params: its parameters, sharded or not.
+      tokenizer: saved along.
+      dtype: of the weights in the files; None keeps each as it is, bit for bit.
+      max_shard_size: bytes per weights file.
+      generation_config: contents of generation_config.json; default what `carry_from` has, else
+        the special tokens of the model's config.
+      carry_from: a directory (usually the one that the model came from) whose tokenizer files,
+        chat template and generation_config.json are copied, unless given above.
+
+    Raises:
+      CheckpointError: params that do not belong to the model, or a directory that cannot be
+        written; an earlier export is then as it was.
+    """
+    config = model.config
+    _check_params(model, params)
+    items = files.param_items(get_family(config.model_type).rows(config), params, dtype)
+    if jax.process_index():
+        return files.contribute(items, max_shard_size)
+    with files.replacing(directory, files.OWNED) as staging:
+        if carry_from is not None:
+            carry(carry_from, staging)
+        if tokenizer is not None:
+            tokenizer.save(staging)
+        generation = staging / "generation_config.json"
+        if generation_config is not None or not generation.exists():
+            _write_json(generation, generation_config or _special_tokens(config))
+        files.write_weights(staging, items, max_shard_size)
+        _write_config(staging, config.model_type, config.to_hf(), items)
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """What `convert` wrote.
+
+    Attributes:
+      tensors: number of tensors.
+      parameters: number of their elements.
+      nbytes: of the weights.
+      dtype: the widest of the tensors.
+    """
+
+    tensors: int
+    parameters: int
+    nbytes: int
+    dtype: str
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    dtype: Any = None,
+    max_shard_size: int = files.MAX_SHARD_SIZE,
+) -> Converted:
+    """Rewrites a checkpoint in another dtype or file size, one tensor in memory at a time.
+
+    Every tensor is checked against the model that config.json describes. The result has canonical
+    names and no tied copies or buffers; tokenizer files and generation_config.json come along.
+
+    Args:
+      source: directory with config.json and safetensors weights.
+      target: directory to write; may be `source`.
+      dtype: of floating tensors; None keeps each as it is, bit for bit.
+      max_shard_size: bytes per weights file.
+
+    Raises:
+      CheckpointError: weights that are missing, damaged or do not fit, or a target that cannot be
+        written; what was in the target is then as it was.
+      ConfigError: a config.json that fmjax does not understand.
+    """
+    source = Path(source)
+    raw = read_config(source)
+    model = _build(source, raw, dtype=dtype or "float32")
+    rows = get_family(model.config.model_type).rows(model.config)
+    tensors = files.open_directory(source)
+    items = files.tensor_items(files.match(tensors, rows, flatten(abstract_params(model))), dtype)
+    with files.replacing(target, files.OWNED) as staging:
+        carry(source, staging)
+        files.write_weights(staging, items, max_shard_size)
+        raw.pop("torch_dtype", None)
+        _write_config(staging, model.config.model_type, raw, items)
+    return Converted(
+        tensors=len(items),
+        parameters=sum(item.nbytes // item.dtype.itemsize for item in items),
+        nbytes=sum(item.nbytes for item in items),
+        dtype=_widest(items),
+    )
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """The contents of a directory's config.json.
+
+    Raises:
+      CheckpointError: no such directory or file.
+      ConfigError: not a JSON object with a model_type.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory} is not a local directory; download the model first: "
+            f"hf download {directory} --local-dir DIR"
+        )
+    file = directory / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{directory} has no config.json; give the model's own directory")
+    raw = files.read_json(file)
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
+        raise ConfigError(f"{file} states no model_type; give the config.json of a model")
+    return raw
+
+
+def carry(source: str | Path, target: Path) -> None:
+    """Copies tokenizer files, chat templates and generation_config.json.
+
+    Raises:
+      CheckpointError: `source` is not a directory.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise CheckpointError(f"cannot carry files from {source}: it is not a local directory")
+    for pattern in CARRIED:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, target / file.name)
+
+
+def _build(directory: Path, raw: Mapping[str, Any], **execution: Any) -> nn.Module:
+    try:
+        config = get_family(raw["model_type"]).config.from_hf(raw)
+    except ConfigError as e:
+        why = str(e).removeprefix("config: ")
+        raise ConfigError(f"{directory / 'config.json'}: {why}") from e
+    return build(config, **execution)
+
+
+def _check_params(model: nn.Module, params: Mapping[str, Any]) -> None:
+    given = flatten(params)
+    for path, spec in flatten(abstract_params(model)).items():
+        if path not in given:
+            raise CheckpointError(
+                f"params lack {path!r} of the model; pass the tree of from_pretrained or "
+                "init_params (merge adapters first, and mind scan_layers)"
+            )
+        if tuple(given[path].shape) != spec.shape:
+            raise CheckpointError(
+                f"parameter {path!r} has shape {tuple(given[path].shape)}, the model's is "
+                f"{spec.shape}; pass the parameters of this model"
+            )
+
+
+def _special_tokens(config: Any) -> dict[str, Any]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    tokens = {name: getattr(config, name, None) for name in names}
+    return {name: token for name, token in tokens.items() if token is not None}
+
+
+def _write_config(
+    directory: Path, model_type: str, config: Mapping[str, Any], items: Sequence[files.Item]
+) -> None:
+    extra = {
+        "architectures": [get_family(model_type).architecture],
+        "dtype": _widest(items),
+        "model_type": model_type,
+    }
+    _write_json(directory / "config.json", {**config, **extra})
+
+
+def _widest(items: Sequence[files.Item]) -> str:
+    floats = [item.dtype for item in items if jnp.issubdtype(item.dtype, jnp.floating)]
+    return max(floats, key=lambda dtype: dtype.itemsize).name
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
