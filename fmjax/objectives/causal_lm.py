@@ -1,0 +1,113 @@
+"""Next-token prediction."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fmjax.objectives.cross_entropy import is_top, nll_and_logsumexp
+
+Batch = Mapping[str, jax.Array]
+
+IGNORE = -100
+"""The label that is not predicted, as in Hugging Face's collators."""
+
+INPUTS = ("input_ids", "attention_mask", "position_ids", "segment_ids")
+
+
+def next_token_targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """What each position has to predict, and with which weight.
+
+    Labels move left by one instead of logits losing their last row: all T positions are computed,
+    shapes stay as they divide over the devices, and the last position weighs nothing.
+
+    Args:
+      batch: input_ids i32[B, T] and optionally, all [B, T] and aligned with input_ids:
+        labels (unshifted; -100 is not predicted; default input_ids),
+        attention_mask (1 for tokens, 0 for padding on either side),
+        segment_ids (documents 1, 2, … packed in a row; 0 for padding),
+        loss_mask (weight of each token *as a target*, for example 1 on a completion's tokens).
+
+    Returns:
+      targets i32[B, T] and weights f32[B, T]. A target counts when it is a token of the same
+      document as the position that predicts it.
+    """
+    targets = _shift_left(batch.get("labels", batch["input_ids"]), IGNORE)
+    weights = (targets != IGNORE).astype(jnp.float32)
+    if "attention_mask" in batch:
+        mask = batch["attention_mask"]
+        weights *= ((mask != 0) & (_shift_left(mask, 0) != 0)).astype(jnp.float32)
+    if "segment_ids" in batch:
+        segments = batch["segment_ids"]
+        weights *= ((segments != 0) & (_shift_left(segments, 0) == segments)).astype(jnp.float32)
+    if "loss_mask" in batch:
+        weights *= _shift_left(batch["loss_mask"].astype(jnp.float32), 0.0)
+    return targets, weights
+
+
+def _shift_left(x: jax.Array, fill: float) -> jax.Array:
+    return jnp.concatenate([x[:, 1:], jnp.full_like(x[:, :1], fill)], 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLM:
+    """Cross-entropy of the next token, in nats a token, from float32 logits.
+
+    Attributes:
+      z_loss: adds z_loss · logsumexp², which keeps the logits near zero (arXiv:2204.02311 uses
+        1e-4). The reported `loss` stays the plain cross-entropy.
+      accuracy: also report the share of targets with the highest logit. None: in evaluation only,
+        as it reads all logits once more.
+    """
+
+    z_loss: float = 0.0
+    accuracy: bool | None = None
+
+    def init(self, variables: Any) -> dict[str, Any]:
+        """Nothing but the variables is kept between steps."""
+        return {}
+
+    def loss(
+        self,
+        apply: Callable[..., Any],
+        variables: Any,
+        extra: Any,
+        batch: Batch,
+        rng: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array, dict[str, tuple[jax.Array, jax.Array]], Any]:
+        """Sum of the weighted losses and of the weights, over the batch.
+
+        Args:
+          apply: `model.apply`; its output has `logits` [B, T, V].
+          variables: of the model.
+          extra: what `init` gave; returned as it is.
+          batch: see `next_token_targets`, and position_ids i32[B, T]. Its model inputs are passed
+            on by name.
+          rng: key for dropout; None evaluates.
+
+        Returns:
+          loss_sum f32, weight f32, metrics {name: (sum, weight)}, extra.
+        """
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        rngs = {} if rng is None else {"rngs": {"dropout": rng}}
+        logits = apply(variables, **inputs, **rngs).logits
+        targets, weights = next_token_targets(batch)
+        nll, logsumexp = nll_and_logsumexp(logits, targets)
+        weight, nll_sum = jnp.sum(weights), jnp.sum(nll * weights)
+        metrics = {"loss": (nll_sum, weight)}
+        loss_sum = nll_sum
+        if self.z_loss:
+            z_sum = self.z_loss * jnp.sum(jnp.square(logsumexp) * weights)
+            metrics["z_loss"] = (z_sum, weight)
+            loss_sum = loss_sum + z_sum
+        if self.accuracy or (self.accuracy is None and rng is None):
+            metrics["accuracy"] = (jnp.sum(is_top(logits, targets) * weights), weight)
+        return loss_sum, weight, metrics, extra
+
+    def summarize(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Adds the perplexity e^loss to the means of an evaluation; inf where it overflows."""
+        loss = means["loss"]
+        return {**means, "perplexity": math.exp(loss) if loss < 700 else math.inf}

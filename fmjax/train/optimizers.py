@@ -1,0 +1,59 @@
+"""Optimizers: Optax, with the masks that follow from parameter paths."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optax
+
+from fmjax.core import tree
+from fmjax.core.errors import ConfigError
+
+DECAY: Sequence[tuple[str, bool]] = (
+    (r"(^|/)(kernel|embedding|lora_a|lora_b)$", True),
+    (r".", False),
+)
+"""Weight decay acts on what is multiplied by activations or looked up (matrices, embedding and
+position tables, low-rank factors), and not on biases and norm scales. By name, not by rank:
+parameters of scanned layers have one dimension more than their layer's."""
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    decay: Sequence[tuple[str, bool]] = DECAY,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformation:
+    """AdamW (arXiv:1711.05101) with the defaults of language-model pretraining (b2 .95, decay .1).
+
+    Clipping belongs to the step, not here.
+
+    Args:
+      learning_rate: a float or a schedule, see `fmjax.train.schedules`.
+      b1, b2, eps: moments' decay and the denominator's floor.
+      weight_decay: decoupled; each update subtracts learning_rate · weight_decay · parameter.
+      decay: ordered (regex, bool) over paths such as "params/layers/mlp/up_proj/kernel"; the first
+        match decides, and every path must be covered.
+      mu_dtype: of the first moment; None is the parameter's.
+
+    Raises:
+      ConfigError: a rate, a decay or a moment out of range; at `init`, a path without a rule.
+    """
+    if not callable(learning_rate) and learning_rate < 0:
+        raise ConfigError(f"learning_rate {learning_rate} is negative")
+    if not (0 <= b1 < 1 and 0 <= b2 < 1):
+        raise ConfigError(f"adamw: b1 {b1} and b2 {b2} must lie in [0, 1)")
+    if weight_decay < 0:
+        raise ConfigError(f"weight_decay {weight_decay} is negative")
+    return optax.adamw(
+        learning_rate,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=weight_decay,
+        mask=lambda params: tree.match_rules(decay, params, "decay rule"),
+        mu_dtype=mu_dtype,
+    )

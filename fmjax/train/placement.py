@@ -1,0 +1,144 @@
+"""Where the parts of a training state lie on a mesh.
+
+Variables keep the sharding that they came with; optimizer moments and gradients take that of the
+parameter they belong to; counters and keys are on every device.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fmjax.core import logical, tree
+from fmjax.core.errors import DataError, ShardingError
+from fmjax.core.params import ParamSpec
+from fmjax.parallel import batch_sharding, param_shardings
+
+SMALL = 1 << 20
+"""Leaves of at most this many bytes may be replicated without being asked for."""
+
+
+def variable_shardings(
+    variables: Mapping[str, Any],
+    mesh: Mesh,
+    rules: logical.Rules,
+    abstract: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A NamedSharding for every array in `variables`, in the same structure.
+
+    In this order: a `ParamSpec` at the path (in `abstract`, or as the leaf itself) is laid out by
+    the rules; an array that lies on this mesh stays where it is; what is small is replicated, and
+    so are adapters, whose factors are thin.
+
+    Raises:
+      ShardingError: a large array that is not on the mesh and has no `ParamSpec`, by name.
+    """
+    specs = tree.flatten(abstract or {})
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def place(path: str, leaf: Any) -> Any:
+        spec = leaf if isinstance(leaf, ParamSpec) else specs.get(path)
+        if isinstance(spec, ParamSpec):
+            return tree.flatten(param_shardings({path: spec}, mesh, rules))[path]
+        return jax.tree.map(lambda x: keep(path, x), leaf)
+
+    def keep(path: str, x: Any) -> NamedSharding:
+        sharding = getattr(x, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.devices.tolist() == devices:
+            return sharding
+        if mesh.size == 1 or path.startswith("adapter/") or tree.nbytes(x) <= SMALL:
+            return replicated
+        raise ShardingError(
+            f"{path} ({tree.nbytes(x):,} bytes) is not on the mesh; create it there with mesh=, "
+            "or pass abstract={'params': fmjax.abstract_params(model)} to make_step"
+        )
+
+    devices = mesh.devices.tolist()
+    return tree.map_with_path(place, variables)
+
+
+def inherited_shardings(state: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
+    """Shardings for a pytree that holds copies of parameters somewhere inside.
+
+    An optimizer's moments or an EMA teacher stand under the path of their parameter: a leaf whose
+    path ends in a parameter's path (with or without the collection) and has its shape gets its
+    sharding. All else is replicated.
+
+    Args:
+      state: pytree of arrays or `ShapeDtypeStruct`s.
+      params: nested dict of `ShapeDtypeStruct`s with shardings.
+      mesh: the devices.
+    """
+    known = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        keys = _keys(path)
+        known[keys] = known[keys[1:]] = leaf
+
+    def place(path: Any, x: Any) -> NamedSharding:
+        keys = _keys(path)
+        for start in range(len(keys)):
+            like = known.get(keys[start:])
+            if like is not None and like.shape == x.shape:
+                return like.sharding
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def structs(arrays: Any, shardings: Any = None) -> Any:
+    """Arrays or `ParamSpec`s → `ShapeDtypeStruct`s, with the given shardings or their own."""
+    if shardings is None:
+        shardings = jax.tree.map(lambda x: getattr(x, "sharding", None), arrays)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), arrays, shardings
+    )
+
+
+def place_batch(
+    batch: Mapping[str, Any], mesh: Mesh | None, rules: logical.Rules, parts: int = 1
+) -> dict[str, Any]:
+    """Puts a batch of host arrays (each process its own rows) onto the mesh.
+
+    Args:
+      batch: dict of arrays with the same leading dimension. `ShapeDtypeStruct`s of the global
+        batch get the sharding.
+      mesh: the devices; None leaves the arrays where they are.
+      rules: say which mesh axes split the logical axis "batch".
+      parts: pieces that each device's rows must further divide into.
+
+    Raises:
+      DataError: no array, or arrays with different numbers of rows.
+      ShardingError: rows that do not divide over the devices and parts.
+    """
+    counts = {name: x.shape[0] for name, x in batch.items()}
+    if len(set(counts.values())) != 1:
+        raise DataError(f"the arrays of a batch must have one number of rows, got {counts}")
+    sharding = None if mesh is None else batch_sharding(mesh, rules)
+    axes = () if mesh is None else tuple(jax.tree.leaves(tuple(sharding.spec)))
+    needed = parts * math.prod(mesh.shape[a] for a in axes)
+    name, first = next(iter(batch.items()))
+    global_ = mesh is None or isinstance(first, jax.Array | jax.ShapeDtypeStruct)
+    rows = first.shape[0] * (1 if global_ else jax.process_count())
+    if rows % needed:
+        over = [f"{a}={mesh.shape[a]}" for a in axes] + [f"accumulate={parts}"] * (parts > 1)
+        raise ShardingError(
+            f"{name}: a batch of {rows} rows does not divide over {' × '.join(over)}; "
+            f"use a multiple of {needed}"
+        )
+    if mesh is None:
+        return dict(batch)
+
+    def put(x: Any) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_process_local_data(sharding, x)
+
+    return {name: put(x) for name, x in batch.items()}

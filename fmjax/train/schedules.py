@@ -1,0 +1,71 @@
+"""Learning-rate schedules: functions of the number of updates applied so far.
+
+With warm-up, update 0 has rate 0, as in Optax and transformers.
+"""
+
+import optax
+
+from fmjax.core.errors import ConfigError
+
+
+def constant(peak: float, *, warmup: int = 0) -> optax.Schedule:
+    """Linear warm-up over `warmup` updates, then `peak` for ever."""
+    _check(peak, warmup, warmup)
+    return _after_warmup(peak, warmup, optax.constant_schedule(peak))
+
+
+def linear(peak: float, steps: int, *, warmup: int = 0, end: float = 0.0) -> optax.Schedule:
+    """Linear warm-up to `peak`, then linear decay that reaches `end` at update `steps`."""
+    _check(peak, steps, warmup)
+    return _after_warmup(peak, warmup, optax.linear_schedule(peak, end, max(steps - warmup, 1)))
+
+
+def warmup_cosine(
+    peak: float, steps: int, *, warmup: int = 0, end: float | None = None
+) -> optax.Schedule:
+    """Linear warm-up to `peak`, then a half cosine (arXiv:1608.03983) down to `end` at `steps`.
+
+    Args:
+      peak: highest rate.
+      steps: updates in all, warm-up included.
+      warmup: updates of warm-up.
+      end: last rate; None is a tenth of the peak.
+    """
+    _check(peak, steps, warmup)
+    end = peak / 10 if end is None else end
+    alpha = end / peak if peak else 0.0
+    decay = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha)
+    return _after_warmup(peak, warmup, decay)
+
+
+def warmup_stable_decay(
+    peak: float, steps: int, *, warmup: int = 0, decay: int | None = None, end: float = 0.0
+) -> optax.Schedule:
+    """WSD (arXiv:2404.06395): warm-up, a plateau, and a linear decay over the last updates.
+
+    Args:
+      peak: rate of the plateau.
+      steps: updates in all.
+      warmup: updates of warm-up.
+      decay: updates of the decay; None is a tenth of `steps`.
+      end: last rate.
+    """
+    decay = steps // 10 if decay is None else decay
+    _check(peak, steps, warmup + decay)
+    stable = steps - warmup - decay
+    plateau = optax.constant_schedule(peak)
+    fall = optax.linear_schedule(peak, end, max(decay, 1))
+    return _after_warmup(peak, warmup, optax.join_schedules([plateau, fall], [stable]))
+
+
+def _after_warmup(peak: float, warmup: int, rest: optax.Schedule) -> optax.Schedule:
+    if not warmup:
+        return rest
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), rest], [warmup])
+
+
+def _check(peak: float, steps: int, shaped: int) -> None:
+    if peak < 0:
+        raise ConfigError(f"learning rate {peak} is negative")
+    if not 0 <= shaped <= steps:
+        raise ConfigError(f"schedule: warm-up and decay take {shaped} of {steps} steps; shorten it")
