@@ -1,0 +1,42 @@
+"""Text in: tokenizers, sources, shipped corpora, packing and resumable batches.
+
+Names are loaded on first use, so that `import fmjax.data` costs nothing.
+"""
+
+import importlib
+
+_HOME = {
+    "Tokenizer": "tokenizer",
+    "load_tokenizer": "tokenizer",
+    "check_fits": "tokenizer",
+    "HFTokenizer": "tokenizer_hf",
+    "SentencePieceTokenizer": "tokenizer_spm",
+    "train_sentencepiece": "train_tokenizer",
+    "Source": "sources",
+    "TextSource": "sources",
+    "JsonlSource": "sources",
+    "TfdsSource": "sources",
+    "build_text_dataset": "tfds_text",
+    "load_corpus": "corpora",
+    "sentiment": "corpora",
+    "train_validation_split": "corpora",
+    "TokenizedDocuments": "tokens",
+    "tokenize": "tokens",
+    "PackedDocuments": "packing",
+    "TextBatches": "loader",
+    "EvalBatches": "loader",
+    "text_batches": "loader",
+    "eval_batches": "loader",
+    "DevicePrefetch": "device",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"fmjax.data.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,116 @@
+"""What the tokenizers share: special tokens by name, chat templates, saving."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fmjax.core.errors import TokenizerError
+from fmjax.data import chat, tokenizer_files
+
+
+class TokenizerBase:
+    """Subclasses give `encode`, `decode`, `token_to_id` and `_files`.
+
+    `config` is `tokenizer_config.json` as `tokenizer_files.read_config` completes it; it is what
+    `save` writes back.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = dict(config)
+
+    def token_to_id(self, token: str) -> int | None:
+        raise TypeError(f"{type(self).__name__} must define token_to_id")
+
+    def _files(self) -> dict[str, bytes]:
+        raise TypeError(f"{type(self).__name__} must define _files")
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.config.get(name)
+        return None if token is None else self.token_to_id(token)
+
+    @property
+    def bos_token(self) -> str | None:
+        return self.config.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        return self.config.get("eos_token")
+
+    @property
+    def pad_token(self) -> str | None:
+        return self.config.get("pad_token")
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._special_id("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._special_id("eos_token")
+
+    @property
+    def pad_token_id(self) -> int | None:
+        return self._special_id("pad_token")
+
+    @property
+    def unk_token_id(self) -> int | None:
+        return self._special_id("unk_token")
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> list[int] | str:
+        """A conversation as ids, or as text with `tokenize=False`.
+
+        Args:
+          messages: `{"role", "content", …}` in order.
+          add_generation_prompt: ends with the header of the assistant's next turn.
+          chat_template: Jinja source, or the name of one of the tokenizer's templates; default
+            "tool_use" where the tokenizer has one and `tools` are given, else "default".
+          **variables: passed to the template (`tools`, `documents`, …).
+
+        Raises:
+          TokenizerError: there is no template, or it refuses the messages.
+        """
+        templates = self.config.get("chat_template", {})
+        if chat_template is None:
+            chat_template = "tool_use" if variables.get("tools") else "default"
+            if chat_template not in templates:
+                chat_template = "default"
+            if chat_template not in templates:
+                raise TokenizerError(
+                    "this tokenizer has no chat template (neither chat_template.jinja nor "
+                    "chat_template in tokenizer_config.json); pass chat_template=, or prompt with "
+                    "plain text"
+                )
+        template = templates.get(chat_template, chat_template)
+        special = {k: self.config[k] for k in tokenizer_files.SPECIAL if self.config.get(k)}
+        text = chat.render(
+            template,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            **{**special, **variables},
+        )
+        # The template writes the special tokens itself.
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the tokenizer's files to `directory`, for fmjax and for transformers.
+
+        Raises:
+          TokenizerError: the directory cannot be written.
+        """
+        tokenizer_files.write_files(
+            directory, {**self._files(), **tokenizer_files.config_files(self.config)}
+        )
+
+
+def check_text(text: Any) -> None:
+    """Raises TokenizerError if `text` is not a string."""
+    if not isinstance(text, str):
+        raise TokenizerError(f"cannot tokenize a {type(text).__name__}; give a string")

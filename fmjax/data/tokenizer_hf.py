@@ -1,0 +1,191 @@
+"""Tokenizers of the `tokenizers` library: `tokenizer.json`, or GPT-2's vocabulary and merges."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fmjax.core.errors import TokenizerError
+from fmjax.data import tokenizer_files
+from fmjax.data.tokenizer_base import TokenizerBase, check_text
+
+# Files that only other programs read; a loaded tokenizer carries them to where it is saved.
+_COMPANIONS = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+
+
+class HFTokenizer(TokenizerBase):
+    """A `tokenizers.Tokenizer` with the special tokens of its `tokenizer_config.json`.
+
+    What `add_special_tokens=True` adds is the post-processor's decision, as in transformers 5:
+    `add_bos_token` / `add_eos_token` count only where there is no `tokenizer.json` to hold one.
+    Ids agree with transformers' AutoTokenizer (tested).
+
+    Args:
+      backend: the `tokenizers.Tokenizer`; becomes this object's own.
+      config: as `tokenizer_files.read_config` gives it.
+      companions: further files to save beside it.
+      build_post_processor: make the post-processor from `add_bos_token` / `add_eos_token`.
+    """
+
+    def __init__(
+        self,
+        backend,
+        config: Mapping[str, Any],
+        companions: Mapping[str, bytes] | None = None,
+        *,
+        build_post_processor: bool = False,
+    ):
+        super().__init__(config)
+        self._backend = backend
+        self._companions = dict(companions or {})
+        backend.no_truncation()
+        backend.no_padding()
+        self._add_special_tokens()
+        if build_post_processor and ("add_bos_token" in config or "add_eos_token" in config):
+            self._set_post_processor()
+        # The cleanup undoes WordPiece's spacing; on BPE it would eat real spaces.
+        self._clean_up = bool(config.get("clean_up_tokenization_spaces")) and (
+            type(backend.model).__name__ != "BPE"
+        )
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "HFTokenizer":
+        """From `tokenizer.json`, or else from `vocab.json` and `merges.txt`.
+
+        Raises:
+          TokenizerError: a file is missing, corrupt or a pickle.
+        """
+        import tokenizers
+
+        directory = Path(directory)
+        config = tokenizer_files.read_config(directory)
+        path = directory / "tokenizer.json"
+        if path.is_file():
+            tokenizer_files.read_json(path)  # names the broken line, and refuses pickles
+            try:
+                backend = tokenizers.Tokenizer.from_file(str(path))
+            except Exception as e:  # the library raises bare Exception
+                raise TokenizerError(
+                    f"{path} is not a tokenizers file ({e}); copy the file again"
+                ) from e
+        else:
+            backend = _byte_level_bpe(directory)
+            config = {**config, **{
+                name: config.get(name) or "<|endoftext|>"
+                for name in ("bos_token", "eos_token", "unk_token")
+            }}  # fmt: skip
+        companions = {
+            name: (directory / name).read_bytes()
+            for name in _COMPANIONS
+            if (directory / name).is_file()
+        }
+        return cls(backend, config, companions, build_post_processor=not path.is_file())
+
+    def _add_special_tokens(self) -> None:
+        """Adds the tokens that the configuration names and the vocabulary lacks."""
+        from tokenizers import AddedToken
+
+        declared = self.config.get("added_tokens_decoder") or {}
+        wanted = [declared[key] for key in sorted(declared, key=int)]
+        wanted += [self.config.get(name) for name in tokenizer_files.SPECIAL]
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            extra = self.config.get(key) or []
+            wanted += list(extra.values() if isinstance(extra, dict) else extra)
+        for token in wanted:
+            if token is None:
+                continue
+            options = {"special": True, "normalized": False}
+            if isinstance(token, dict):
+                names = ("lstrip", "rstrip", "single_word", "normalized", "special")
+                options |= {k: bool(token[k]) for k in names if k in token}
+                token = token["content"]
+            added = AddedToken(token, **options)
+            if options["special"]:
+                self._backend.add_special_tokens([added])
+            elif self._backend.token_to_id(token) is None:
+                self._backend.add_tokens([added])
+
+    def _set_post_processor(self) -> None:
+        from tokenizers.processors import TemplateProcessing
+
+        bos = self.bos_token if self.config.get("add_bos_token") else None
+        eos = self.eos_token if self.config.get("add_eos_token") else None
+        single = " ".join([bos] * bool(bos) + ["$A"] + [eos] * bool(eos))
+        self._backend.post_processor = TemplateProcessing(
+            single=single,
+            pair=f"{single} {single.replace('$A', '$B')}",
+            special_tokens=[(t, self.token_to_id(t)) for t in {bos, eos} if t],
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, added tokens included."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._backend.token_to_id(token)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of `text`; special tokens written out in `text` become their own ids."""
+        check_text(text)
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_batch(
+        self, texts: Sequence[str], add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """`encode` of each text, in parallel."""
+        for text in texts:
+            check_text(text)
+        encoded = self._backend.encode_batch_fast(
+            list(texts), add_special_tokens=add_special_tokens
+        )
+        return [e.ids for e in encoded]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`."""
+        ids = [int(i) for i in ids]
+        text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        if self._clean_up:
+            for spaced, joined in _CLEAN_UP:
+                text = text.replace(spaced, joined)
+        return text
+
+    def _files(self) -> dict[str, bytes]:
+        content = self._backend.to_str(pretty=True).encode()
+        return {**self._companions, "tokenizer.json": content}
+
+
+_CLEAN_UP = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
+             (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")]  # fmt: skip
+
+
+def _byte_level_bpe(directory: Path):
+    """GPT-2's tokenizer from its two original files."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, processors
+
+    for name in ("vocab.json", "merges.txt"):
+        if not (directory / name).is_file():
+            raise TokenizerError(f"{directory} has no {name}; copy the tokenizer's files there")
+    vocab = tokenizer_files.read_json(directory / "vocab.json")
+    tokenizer_files.refuse_pickle(directory / "merges.txt")
+    merges = []
+    lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if (number == 1 and line.startswith("#version")) or not line.strip():
+            continue
+        pair = tuple(line.rstrip("\r").split(" "))
+        if len(pair) != 2:
+            raise TokenizerError(
+                f"{directory / 'merges.txt'}, line {number}: not two tokens separated by a space"
+            )
+        merges.append(pair)
+    try:
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    except Exception as e:  # the library raises bare Exception
+        raise TokenizerError(
+            f"{directory}: vocab.json and merges.txt do not belong together ({e}); copy both again"
+        ) from e
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    return backend

@@ -1,0 +1,293 @@
+"""Batches: exact resumption, process shares, mixtures, ends of epochs."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fmjax.core.errors import DataError
+from fmjax.data import (
+    DevicePrefetch,
+    TextBatches,
+    eval_batches,
+    text_batches,
+    tokenize,
+    train_sentencepiece,
+)
+
+B, T = 4, 32
+
+
+@pytest.fixture(scope="module")
+def docs(texts):
+    """Documents of very different lengths, all different."""
+    words = " ".join(texts).split()
+    cuts = [0, 3, 40, 41, 200, 210, 215, 400, 405]
+    return [" ".join(words[a:b]) for a, b in itertools.pairwise(cuts)]
+
+
+def take(batches, n):
+    return list(itertools.islice(batches, n))
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys() == {"input_ids", "segment_ids", "position_ids"}
+        for key in x:
+            np.testing.assert_array_equal(x[key], y[key])
+
+
+OPTIONS = [
+    {},
+    {"shuffle": False, "prefetch": 0},
+    {"pack": False},
+    {"split_documents": False},
+    {"epochs": 3},
+    {"weights": [2, 1]},
+    {"streaming": True},
+    {"streaming": True, "weights": [2, 1], "prefetch": 0},
+]
+
+
+def make(docs, tokenizer, **options):
+    sources = [docs[:5], docs[5:]]
+    return text_batches(
+        sources, tokenizer, **{"batch_size": B, "sequence_length": T, "seed": 7} | options
+    )
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_resumes_exactly(docs, tokenizer, options):
+    whole = take(make(docs, tokenizer, **options), 17)
+    for stop in (0, 1, 5, 12):
+        first = make(docs, tokenizer, **options)
+        same(take(first, stop), whole[:stop])
+        state = json.loads(json.dumps(first.get_state()))
+        next(first)  # what happens after the state was taken does not matter
+        second = make(docs, tokenizer, **options)
+        take(second, 2)
+        second.set_state(state)
+        same(take(second, 17 - stop), whole[stop:])
+        first.set_state(state)  # and an iterator can go back
+        same(take(first, 1), whole[stop : stop + 1])
+    for batch in whole:
+        assert all(v.shape == (B, T) and v.dtype == np.int32 for v in batch.values())
+
+
+@pytest.mark.parametrize("options", OPTIONS[:6], ids=str)
+def test_processes_share_the_same_global_batch(docs, tokenizer, options):
+    """The rows of all processes, in order, are the batch of a single process."""
+    single = take(make(docs, tokenizer, **options), 9)
+    parts = [
+        take(make(docs, tokenizer, process_index=p, process_count=4, **options), 9)
+        for p in range(4)
+    ]
+    joined = [
+        {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    same(joined, single)
+    # So that a run can go on with another number of processes.
+    state = make(docs, tokenizer, **options).get_state()
+    state["position"] = {"next_index": 4}
+    one = make(docs, tokenizer, process_index=1, process_count=2, **options)
+    one.set_state(state)
+    np.testing.assert_array_equal(next(one)["input_ids"], single[4]["input_ids"][2:])
+
+
+def test_streaming_shares_documents(docs, tokenizer):
+    options = {"streaming": True, "process_count": 2, "shuffle": False, "batch_size": 2}
+    seen = [
+        np.concatenate([b["input_ids"].ravel() for b in take(it, 6)])
+        for it in (make(docs, tokenizer, process_index=p, **options) for p in range(2))
+    ]
+    for process, ids in enumerate(seen):
+        mine = tokenize(docs[process::2], tokenizer).tokens
+        assert ids[: len(mine)].tolist() == mine[: len(ids)].tolist()
+
+
+def tokens_in(batches):
+    return np.sort(np.concatenate([b["input_ids"][b["segment_ids"] > 0].ravel() for b in batches]))
+
+
+@pytest.mark.parametrize("options", [{}, {"pack": False}, {"split_documents": False}], ids=str)
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_epochs_hold_every_token(docs, tokenizer, options, epochs):
+    batches = list(make(docs, tokenizer, epochs=epochs, **options))
+    everything = np.sort(np.tile(tokenize(docs, tokenizer).tokens, epochs))
+    np.testing.assert_array_equal(tokens_in(batches), everything)
+    assert all(b["input_ids"].shape == (B, T) for b in batches)
+
+
+def test_streaming_without_shuffle_is_the_corpus_in_order(docs, tokenizer):
+    batches = make(docs, tokenizer, streaming=True, shuffle=False)
+    in_memory = make(docs, tokenizer, shuffle=False)
+    full = len(tokenize(docs, tokenizer).tokens) // (B * T)
+    same(take(batches, full), take(in_memory, full))
+
+
+def test_reshuffled_each_epoch_and_seeded(docs, tokenizer):
+    options = {"batch_size": 1, "pack": False}
+    per_epoch = len(list(make(docs, tokenizer, epochs=1, **options)))
+    two = take(make(docs, tokenizer, **options), 2 * per_epoch)
+    np.testing.assert_array_equal(tokens_in(two[:per_epoch]), tokens_in(two[per_epoch:]))
+
+    def ids(batches):
+        return np.stack([b["input_ids"] for b in batches])
+
+    assert (ids(two[:per_epoch]) != ids(two[per_epoch:])).any()
+    other = take(make(docs, tokenizer, **options | {"seed": 8}), per_epoch)
+    assert (ids(other) != ids(two[:per_epoch])).any()
+    plain = take(make(docs, tokenizer, **options, shuffle=False), 2 * per_epoch)
+    same(plain[:per_epoch], plain[per_epoch:])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_weights_are_respected(tokenizer, streaming):
+    """Two sources of single-token documents, 3 to 1."""
+    a, b = (tokenizer.encode(w, add_special_tokens=False) for w in ("God", "the"))
+    sources = [["God"] * 500, ["the"] * 1000]
+    marked = text_batches(
+        sources, tokenizer, batch_size=8, sequence_length=16, weights=[0.75, 0.25],
+        streaming=streaming, add_bos=False,
+    )  # fmt: skip
+    ids = np.concatenate([x["input_ids"].ravel() for x in take(marked, 60)])
+    ratio = np.isin(ids, a).sum() / len(a) / (np.isin(ids, b).sum() / len(b))
+    # Rows are drawn 3 to 1 in memory, documents when streaming; one kind fills its rows alike.
+    expected = 3.0 if streaming else 3.0 * (len(b) + 1) / (len(a) + 1)
+    assert abs(ratio / expected - 1) < 0.15
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_corpus_shorter_than_a_row_trains(tokenizer, streaming):
+    batches = text_batches(
+        ["In the beginning"], tokenizer, batch_size=4, sequence_length=64, streaming=streaming
+    )
+    for batch in take(batches, 3):
+        assert batch["input_ids"].shape == (4, 64) and (batch["segment_ids"] > 0).any(axis=1).all()
+    finite = list(text_batches(["In the"], tokenizer, batch_size=4, sequence_length=64, epochs=1))
+    assert len(finite) == 1 and (finite[0]["segment_ids"] > 0).any(axis=1).sum() == 1
+
+
+def test_eval_is_one_pass_in_order(docs, tokenizer):
+    batches = eval_batches(docs, tokenizer, batch_size=B, sequence_length=T)
+    tokens = tokenize(docs, tokenizer).tokens
+    first = list(batches)
+    assert len(first) == len(batches) == -(-len(tokens) // (B * T))
+    same(list(batches), first)  # a second pass starts anew
+    ids = np.concatenate([b["input_ids"].ravel() for b in first])
+    segments = np.concatenate([b["segment_ids"].ravel() for b in first])
+    np.testing.assert_array_equal(ids[segments > 0], tokens)
+    assert batches.tokens == len(tokens)
+    assert (first[-1]["segment_ids"][-1] == 0).all()
+    parts = [
+        list(
+            eval_batches(
+                docs, tokenizer, batch_size=B, sequence_length=T, process_index=p, process_count=2
+            )
+        )
+        for p in range(2)
+    ]
+    same([{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)], first)
+
+
+def test_device_prefetch(docs, tokenizer):
+    mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    whole = take(make(docs, tokenizer), 8)
+    placed = DevicePrefetch(make(docs, tokenizer), sharding, depth=3)
+    same([jax.device_get(b) for b in take(placed, 3)], whole[:3])
+    state = placed.get_state()
+    batch = next(placed)
+    assert batch["input_ids"].sharding == sharding and batch["input_ids"].shape == (B, T)
+    again = DevicePrefetch(make(docs, tokenizer), sharding)
+    next(again)
+    again.set_state(state)
+    same([jax.device_get(b) for b in take(again, 5)], whole[3:])
+    finite = DevicePrefetch(iter(whole), sharding, depth=3)
+    assert len(list(finite)) == 8
+    with pytest.raises(DataError, match="depth=0"):
+        DevicePrefetch(iter(whole), sharding, depth=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"sequence_length": 0}, "sequence_length=0 must be at least 1"),
+        ({"sequence_length": 0, "streaming": True}, "sequence_length=0 must be at least 1"),
+        ({"process_index": 0, "process_count": 3}, "batch_size=4 .* does not divide by 3"),
+        ({"process_index": 2, "process_count": 2}, "process_index=2 is not one of"),
+        ({"weights": [1]}, "1 weights for 2 sources"),
+        ({"weights": [1, 0]}, "must be positive"),
+        ({"weights": [1, float("nan")]}, "must be positive"),
+        ({"weights": [1, 1], "epochs": 2}, "weighted mixture has no epochs"),
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"prefetch": -1}, "prefetch=-1"),
+        ({"streaming": True, "epochs": 1}, "streaming=True repeats for ever"),
+        ({"streaming": True, "pack": False}, "streaming=True repeats for ever"),
+        ({"text_field": "body"}, None),
+    ],
+    ids=str,
+)
+def test_bad_arguments(docs, tokenizer, options, message):
+    if message is None:
+        message = 'example 0 has no text in field "body"'
+        docs = [{"text": d} for d in docs]
+    with pytest.raises(DataError, match=message):
+        make(docs, tokenizer, **options)
+
+
+@pytest.mark.parametrize("sources", [[], [[]], [[""], []], ["", ""]])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_empty_corpus(tokenizer, sources, streaming):
+    if streaming and sources == ["", ""]:
+        pytest.skip("a stream of empty documents is a stream of BOS EOS")
+    with pytest.raises(DataError, match="empty corpus"):
+        text_batches(sources, tokenizer, batch_size=2, sequence_length=8, streaming=streaming)
+
+
+def test_states_that_do_not_belong(docs, tokenizer):
+    batches = make(docs, tokenizer)
+    state = batches.get_state()
+    with pytest.raises(DataError, match="seed was 7, is 8; restore these settings"):
+        make(docs, tokenizer, seed=8).set_state(state)
+    with pytest.raises(DataError, match="batch_size was 4, is 8"):
+        make(docs, tokenizer, batch_size=8).set_state(state)
+    with pytest.raises(DataError, match=r"tokens was \[\d+\], is \[\d+\]"):
+        make(docs[:-1], tokenizer).set_state(state)
+    with pytest.raises(DataError, match="not the state of a text iterator"):
+        batches.set_state({"step": 3})
+    streamed = make(docs, tokenizer, streaming=True, process_index=0, process_count=2).get_state()
+    with pytest.raises(DataError, match="process_count was 2, is 1"):
+        make(docs, tokenizer, streaming=True).set_state(streamed)
+    finite = make(docs, tokenizer, epochs=1)
+    with pytest.raises(DataError, match="cannot resume the data: .*out of range"):
+        finite.set_state({**finite.get_state(), "position": {"next_index": 10**6}})
+
+
+def test_bad_example_deep_in_a_stream(tokenizer):
+    batches = text_batches(
+        ["fine"] * 3 + [{"no": "text"}], tokenizer, batch_size=2, sequence_length=8,
+        streaming=True, shuffle=False,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="example 3 has no text"):
+        take(batches, 20)
+
+
+def test_close(docs, tokenizer):
+    batches = make(docs, tokenizer)
+    assert isinstance(batches, TextBatches) and iter(batches) is batches
+    next(batches)
+    batches.close()
+
+
+def test_a_large_vocabulary_packs(texts):
+    """Ids above 255 survive the compact storage."""
+    tokenizer = train_sentencepiece(texts, None, 600)
+    ids = next(text_batches(texts, tokenizer, batch_size=1, sequence_length=64))["input_ids"]
+    assert ids.max() > 255
