@@ -18,21 +18,21 @@ class Embed(nn.Module):
       num: rows.
       features: columns.
       axes: logical names of the two dimensions.
-      init: initialiser.
+      embedding_init: initialiser.
       execution: precision.
     """
 
     num: int
     features: int
     axes: tuple[str | None, str | None] = ("vocab", "embed")
-    init: Callable[..., jax.Array] = nn.initializers.normal(0.02)
+    embedding_init: Callable[..., jax.Array] = nn.initializers.normal(0.02)
     execution: Execution = Execution()
 
     def setup(self) -> None:
         self.embedding = param(
             self,
             "embedding",
-            self.init,
+            self.embedding_init,
             (self.num, self.features),
             self.axes,
             self.execution.param_dtype,

@@ -40,7 +40,7 @@ class Mask:
           keys: S, the number of key slots.
 
         Returns:
-          bool [B or 1, 1, T, S], True where the query sees the key; None if all is seen.
+          bool, broadcastable to [B, 1, T, S], True where the query sees the key; None if all is seen.
         """
         q_T1 = (jnp.arange(queries) + self.offset)[:, None]
         k_1S = jnp.arange(keys)[None, :]

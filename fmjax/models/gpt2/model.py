@@ -123,7 +123,7 @@ class GPT2(nn.Module):
             input_ids, attention_mask, position_ids, segment_ids, cache_index
         )
         init = _init(cfg)
-        wte = Embed(cfg.vocab_size, cfg.n_embd, init=init, execution=ex, name="wte")
+        wte = Embed(cfg.vocab_size, cfg.n_embd, embedding_init=init, execution=ex, name="wte")
         wpe = Embed(cfg.n_positions, cfg.n_embd, ("positions", "embed"), init, ex, name="wpe")
         x0 = dropout(self, wte(input_ids) + wpe(positions), cfg.embd_pdrop)
         x0 = constrain(x0, ("batch", "seq", "act_embed"))

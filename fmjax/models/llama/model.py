@@ -126,7 +126,9 @@ class Llama(nn.Module):
         )
         tables = cos_sin(cfg.rope, cfg.head_dim, cfg.max_position_embeddings, positions)
         init = nn.initializers.normal(cfg.initializer_range)
-        embed = Embed(cfg.vocab_size, cfg.hidden_size, init=init, execution=ex, name="embed_tokens")
+        embed = Embed(
+            cfg.vocab_size, cfg.hidden_size, embedding_init=init, execution=ex, name="embed_tokens"
+        )
         x0 = constrain(embed(input_ids), ("batch", "seq", "act_embed"))
         x, outputs = apply_layers(
             lambda name: Layer(cfg, ex, name=name),

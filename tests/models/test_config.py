@@ -1,0 +1,90 @@
+import pytest
+
+import fmjax
+from fmjax.core.errors import ConfigError
+from fmjax.models.gpt2.config import GPT2Config
+from fmjax.models.llama.config import LlamaConfig
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e5,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 20.0,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *fmjax.presets().values(),
+        LlamaConfig.from_hf({"model_type": "llama", "rope_parameters": YARN, "head_dim": 6}),
+        LlamaConfig.from_hf({"model_type": "mistral", "sliding_window": None}),
+        GPT2Config(n_inner=7, eos_token_id=(1, 2)),
+    ],
+)
+def test_from_hf_inverts_to_hf(config) -> None:
+    hf = config.to_hf()
+    assert type(config).from_hf(hf) == config
+    assert type(config).from_hf(hf).to_hf() == hf
+    hash(config)
+
+
+def test_older_rope_fields_mean_the_same() -> None:
+    new = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}
+    for old in (
+        {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    ):
+        assert LlamaConfig.from_hf(old) == LlamaConfig.from_hf(new)
+
+
+@pytest.mark.parametrize(
+    ("hf", "message"),
+    [
+        ({"hidden_siz": 3}, "hidden_siz=3.*did you mean 'hidden_size'"),
+        ({"flux_capacitor": True}, "flux_capacitor=True"),
+        ({"hidden_act": "silu", "is_encoder_decoder": True}, "is_encoder_decoder=True"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 8}, "multiple"),
+        ({"hidden_size": 30, "num_attention_heads": 4}, "set head_dim"),
+        ({"head_dim": 7}, "head_dim=7 must be even"),
+        ({"model_type": "mistral", "attention_bias": True}, "attention_bias"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window=0"),
+    ],
+)
+def test_what_is_not_understood_is_refused(hf, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LlamaConfig.from_hf(hf)
+
+
+def test_unknown_families_and_sizes_are_named() -> None:
+    with pytest.raises(ConfigError, match="'rwkv'.*gpt2, llama"):
+        fmjax.build({"model_type": "rwkv"})
+    with pytest.raises(ConfigError, match="'llama-8b'.*llama-7b"):
+        fmjax.build("llama-8b")
+    with pytest.raises(ConfigError, match="model_type is missing"):
+        fmjax.build({"vocab_size": 8})
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("gpt2", 124.4),
+        ("gpt2-xl", 1557.6),
+        ("llama-7b", 6738.4),
+        ("llama-13b", 13015.9),
+        ("llama-33b", 32528.9),
+        ("llama-65b", 65285.7),
+        ("llama2-70b", 68976.6),
+        ("llama3-8b", 8030.3),
+        ("llama3.1-405b", 405853.4),
+        ("llama3.2-1b", 1235.8),
+        ("llama3.2-3b", 3212.7),
+        ("tinyllama-1.1b", 1100.0),
+        ("mistral-7b", 7241.7),
+        ("mistral-7b-v0.3", 7248.0),
+    ],
+)
+def test_published_sizes_have_their_published_parameter_counts(name: str, millions: float) -> None:
+    assert fmjax.param_count(fmjax.build(name)) / 1e6 == pytest.approx(millions, abs=0.06)

@@ -1,0 +1,55 @@
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.nn.masks import Mask
+
+
+def brute(T, S, *, offset=0, causal=True, window=None, valid=None, segments=None, prefix=None):
+    """The definition, one pair at a time."""
+    B = next(len(x) for x in (valid, segments and segments[0], prefix, [0]) if x is not None)
+    out = np.zeros((B, 1, T, S), bool)
+    for b in range(B):
+        for t in range(T):
+            for s in range(S):
+                q = t + offset
+                ok = s <= q if causal else True
+                ok = ok and (window is None or q - s < window)
+                ok = ok or (prefix is not None and s < prefix[b])
+                ok = ok and (valid is None or bool(valid[b][s]))
+                ok = ok and (segments is None or segments[0][b][t] == segments[1][b][s])
+                out[b, 0, t, s] = ok
+    return out
+
+
+def check(T, S, **kw) -> None:
+    fields = {k: jnp.asarray(v) if k in ("valid", "prefix") else v for k, v in kw.items()}
+    if "segments" in kw:
+        fields["segments"] = tuple(jnp.asarray(x) for x in kw["segments"])
+    if "valid" in fields:
+        fields["valid"] = fields["valid"].astype(bool)
+    expected = brute(T, S, **kw)
+    found = np.broadcast_to(Mask(**fields).dense(T, S), expected.shape)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_each_part_and_their_conjunctions() -> None:
+    valid = [[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]]
+    segments = [[1, 1, 2, 2, 0], [1, 2, 2, 3, 3]]
+    check(5, 5)
+    check(5, 5, window=2)
+    check(2, 5, offset=3, window=3)
+    check(5, 5, valid=valid)
+    check(5, 5, segments=(segments, segments))
+    check(5, 5, prefix=[2, 4])
+    check(5, 5, causal=False, valid=valid)
+    check(5, 5, window=2, valid=valid, segments=(segments, segments))
+    check(5, 5, prefix=[2, 4], valid=valid)
+
+
+def test_no_restriction_is_no_array() -> None:
+    assert Mask(causal=False).dense(3, 3) is None
+
+
+def test_valid_may_be_longer_than_the_keys() -> None:
+    mask = Mask(valid=jnp.array([[True, False, True, True]]))
+    assert mask.dense(2, 2).shape == (1, 1, 2, 2)
