@@ -1,6 +1,7 @@
 """Directories that change all at once or not at all."""
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -8,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fmjax.core.errors import CheckpointError
+
+REPLACED = ".replaced"
 
 
 @contextlib.contextmanager
@@ -44,7 +47,8 @@ def replacing(target: str | Path, owned: Sequence[str] = ()) -> Iterator[Path]:
             "(what was there before is unchanged)"
         ) from e
     finally:
-        if staging is not None:
+        # Old files are still inside only if they could not be put back: then they stay there.
+        if staging is not None and not (staging / REPLACED).exists():
             shutil.rmtree(staging, ignore_errors=True)
         for directory in made:
             with contextlib.suppress(OSError):  # not empty: the export succeeded
@@ -57,7 +61,7 @@ def _commit(staging: Path, target: Path, owned: Sequence[str]) -> None:
         _sync(staging / name)
     stale = {p.name for pattern in owned for p in target.glob(pattern) if p.is_file()}
     displaced = stale.union(name for name in new if (target / name).exists())
-    old = staging / ".replaced"
+    old = staging / REPLACED
     old.mkdir()
     moves = [(target / n, old / n) for n in sorted(displaced, key=_moment, reverse=True)]
     moves += [(staging / n, target / n) for n in sorted(new, key=_moment)]
@@ -70,7 +74,9 @@ def _commit(staging: Path, target: Path, owned: Sequence[str]) -> None:
     except BaseException:
         for source, destination in reversed(done):
             os.replace(destination, source)
+        old.rmdir()
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _moment(name: str) -> tuple[bool, bool]:
@@ -82,5 +88,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as e:
+        # Some mounted network drives cannot; a full disk or a broken one must still be heard.
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

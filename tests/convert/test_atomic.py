@@ -90,6 +90,41 @@ def test_a_failure_while_files_are_moved_puts_the_old_ones_back(tmp_path, monkey
         assert contents(tmp_path) == want
 
 
+def test_old_files_that_cannot_be_put_back_are_kept(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("old")
+    replace, count = os.replace, iter(range(100))
+
+    def once(source, destination):
+        if next(count):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", once)
+    with pytest.raises(CheckpointError), replacing(tmp_path) as staging:
+        (staging / "config.json").write_text("new")
+    assert b"old" in contents(tmp_path).values()
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+def test_drives_that_cannot_sync_are_written_all_the_same(tmp_path, monkeypatch, code):
+    def fsync(_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if code == errno.EIO:
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            write_one(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    else:
+        write_one(tmp_path / "out")
+        assert contents(tmp_path / "out") == {"a": b"new"}
+
+
+def write_one(target):
+    with replacing(target) as staging:
+        (staging / "a").write_text("new")
+
+
 def test_a_process_killed_while_files_are_moved_leaves_no_mixture(tmp_path, monkeypatch):
     """Whatever the moment, the directory holds files of one export only, or no config."""
     for name in ("config.json", "model.safetensors"):

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import tracemalloc
 from types import SimpleNamespace
 
 import jax
@@ -183,6 +184,19 @@ def test_convert_in_place_and_back_to_one_file_keeps_every_bit(saved):
     assert len(list(saved.glob("model-*.safetensors"))) > 2
     hub.convert(saved, saved)
     assert contents(saved) == before
+
+
+def test_convert_holds_one_tensor_at_a_time(tmp_path):
+    model = fmjax.build(TINY | {"hidden_size": 512, "num_hidden_layers": 12})
+    fmjax.save_pretrained(tmp_path / "a", model, fmjax.init_params(model, jax.random.key(0)))
+    hub.convert(tmp_path / "a", tmp_path / "b", dtype="bfloat16")  # imports and traces
+    tracemalloc.start()
+    done = hub.convert(tmp_path / "a", tmp_path / "b", dtype="bfloat16")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    largest = 512 * 512 * 2  # bytes; what Python itself allocates stays below it
+    assert done.nbytes > 30 * largest
+    assert peak < 3 * largest
 
 
 def test_convert_checks_before_it_writes(saved, tmp_path):

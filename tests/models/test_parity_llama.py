@@ -46,6 +46,9 @@ CASES = {
     ),
     "longrope": dict(rope_parameters=LONG),
     "llama3": dict(rope_parameters=LLAMA3),
+    "proportional": dict(
+        rope_parameters={"rope_type": "proportional", "partial_rotary_factor": 0.5}
+    ),
     "mistral": dict(family="mistral", sliding_window=None, num_key_value_heads=1),
     "mistral-window": dict(family="mistral", sliding_window=4, num_key_value_heads=2),
     "mistral-head-tied": dict(
@@ -159,4 +162,12 @@ def test_files_with_buffers_a_tied_head_and_either_prefix(parity, tmp_path, pref
     tensors["lm_head.weight"][0, 0] += 1
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(fmjax.FmjaxError, match="'lm_head.weight' differs from"):
+        fmjax.from_pretrained(tmp_path)
+
+
+def test_partial_rotation_that_the_reference_ignores_raises(tmp_path):
+    """transformers rotates whole heads whatever the default type's partial_rotary_factor says."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    LlamaConfig(rope_parameters=rope).save_pretrained(tmp_path)
+    with pytest.raises(fmjax.FmjaxError, match="partial_rotary_factor=0.5 needs rope_type"):
         fmjax.from_pretrained(tmp_path)

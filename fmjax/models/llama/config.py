@@ -70,6 +70,12 @@ class LlamaConfig(ModelConfig):
             f"config: model_type {self.model_type!r} is not of the LLaMA family",
         )
         require(
+            self.rope.rope_type == "proportional"
+            or self.rope.partial_rotary_factor in (None, 1.0),
+            f"config: partial_rotary_factor={self.rope.partial_rotary_factor} needs rope_type "
+            "'proportional'; transformers' llama otherwise rotates whole heads",
+        )
+        require(
             self.sliding_window is None or self.model_type == "mistral",
             "config: sliding_window needs model_type='mistral'; transformers' llama ignores it",
         )
