@@ -42,9 +42,12 @@ def replacing(target: str | Path, owned: Sequence[str] = ()) -> Iterator[Path]:
         yield staging
         _commit(staging, target, owned)
     except OSError as e:
+        before = "what was there before is unchanged"
+        if staging is not None and (staging / REPLACED).exists():
+            before = f"what was there before lies in {staging / REPLACED}"
         raise CheckpointError(
             f"cannot write {target}: {e.strerror or e}; make room or choose another directory "
-            "(what was there before is unchanged)"
+            f"({before})"
         ) from e
     finally:
         # Old files are still inside only if they could not be put back: then they stay there.

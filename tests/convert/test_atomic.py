@@ -100,7 +100,8 @@ def test_old_files_that_cannot_be_put_back_are_kept(tmp_path, monkeypatch):
         replace(source, destination)
 
     monkeypatch.setattr(os, "replace", once)
-    with pytest.raises(CheckpointError), replacing(tmp_path) as staging:
+    message = "what was there before lies in .*.replaced"
+    with pytest.raises(CheckpointError, match=message), replacing(tmp_path) as staging:
         (staging / "config.json").write_text("new")
     assert b"old" in contents(tmp_path).values()
 
