@@ -8,6 +8,7 @@ Names: B = rows of a global batch, b = B / processes = rows of this process's sh
 
 import hashlib
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -251,7 +252,7 @@ def text_batches(
 
     marks = {"add_bos": add_bos, "add_eos": add_eos, "text_field": text_field}
     groups = [sources] if weights is None else [[source] for source in sources]
-    rows, tokens = [], []
+    rows, tokens, checksums = [], [], []
     for i, group in enumerate(groups):
         documents = tokenize(group, tokenizer, **marks)
         packed = PackedDocuments(
@@ -260,10 +261,12 @@ def text_batches(
         )  # fmt: skip
         rows.append(PackedRows(packed).repeat(epochs))
         tokens.append(len(documents.tokens))
+        checksums.append(zlib.crc32(documents.offsets, zlib.crc32(documents.tokens)))
     mixed = rows[0] if weights is None else grain.MapDataset.mix(rows, list(weights))
     empty = make_row([], sequence_length, documents.pad_id)
     batches = ProcessBatches(mixed, empty, batch_size, *share)
-    return TextBatches(_read(batches, prefetch), settings | {"tokens": tokens})
+    corpus = {"tokens": tokens, "checksums": checksums}
+    return TextBatches(_read(batches, prefetch), settings | corpus)
 
 
 def _read(batches: grain.MapDataset, prefetch: int) -> Any:

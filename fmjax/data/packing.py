@@ -44,7 +44,7 @@ class PackedDocuments:
         A document longer than T is always cut into pieces of T. Each piece is a segment.
       shuffle: a new order of rows each epoch, and a new order of documents where they are cut
         (otherwise they are packed once, in a shuffled order); False keeps the corpus's order.
-      seed: of the shuffle.
+      seed: of the shuffle, in [0, 2³²).
 
     Raises:
       DataError: sequence_length below 1.

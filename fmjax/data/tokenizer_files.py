@@ -56,6 +56,15 @@ def _read_dict(path: Path) -> dict[str, Any]:
     return data
 
 
+def family(directory: Path) -> str:
+    """Tokenizer class in lower case without its suffix ("gpt2", "llama"), else the model type."""
+    config = _read_dict(directory / "tokenizer_config.json")
+    name = str(config.get("tokenizer_class") or "").lower()
+    for suffix in ("fast", "tokenizer"):
+        name = name.removesuffix(suffix)
+    return name or str(_read_dict(directory / "config.json").get("model_type", ""))
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """`tokenizer_config.json` completed from the files beside it.
 
@@ -64,12 +73,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     config = _read_dict(directory / "tokenizer_config.json")
     special = _read_dict(directory / "special_tokens_map.json")
-    family = str(config.get("tokenizer_class") or "").lower()
-    for suffix in ("fast", "tokenizer"):
-        family = family.removesuffix(suffix)
-    if not family:
-        family = str(_read_dict(directory / "config.json").get("model_type", ""))
-    merged = {**_DEFAULTS.get(family, {}), **special}
+    merged = {**_DEFAULTS.get(family(directory), {}), **special}
     for name in SPECIAL:
         token = config.get(name) if config.get(name) is not None else merged.get(name)
         config[name] = token.get("content") if isinstance(token, dict) else token

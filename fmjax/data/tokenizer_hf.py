@@ -40,6 +40,8 @@ class HFTokenizer(TokenizerBase):
         backend.no_truncation()
         backend.no_padding()
         self._add_special_tokens()
+        # One more than the largest id, added tokens included.
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if build_post_processor and ("add_bos_token" in config or "add_eos_token" in config):
             self._set_post_processor()
         # The cleanup undoes WordPiece's spacing; on BPE it would eat real spaces.
@@ -116,11 +118,6 @@ class HFTokenizer(TokenizerBase):
             special_tokens=[(t, self.token_to_id(t)) for t in {bos, eos} if t],
         )
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id, added tokens included."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
-
     def token_to_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 
@@ -166,6 +163,12 @@ def _byte_level_bpe(directory: Path):
     for name in ("vocab.json", "merges.txt"):
         if not (directory / name).is_file():
             raise TokenizerError(f"{directory} has no {name}; copy the tokenizer's files there")
+    family = tokenizer_files.family(directory)
+    if family not in ("", "gpt2"):  # others with these two files split text in other ways
+        raise TokenizerError(
+            f"{directory}: vocab.json and merges.txt alone define a GPT-2 tokenizer, but this one "
+            f'is "{family}"; export its tokenizer.json (AutoTokenizer.save_pretrained) and add it'
+        )
     vocab = tokenizer_files.read_json(directory / "vocab.json")
     tokenizer_files.refuse_pickle(directory / "merges.txt")
     merges = []

@@ -260,6 +260,8 @@ def test_states_that_do_not_belong(docs, tokenizer):
         make(docs, tokenizer, batch_size=8).set_state(state)
     with pytest.raises(DataError, match=r"tokens was \[\d+\], is \[\d+\]"):
         make(docs[:-1], tokenizer).set_state(state)
+    with pytest.raises(DataError, match=r"resume the data: checksums was"):
+        make(docs[:5][::-1] + docs[5:], tokenizer).set_state(state)  # other order, same tokens
     with pytest.raises(DataError, match="not the state of a text iterator"):
         batches.set_state({"step": 3})
     streamed = make(docs, tokenizer, streaming=True, process_index=0, process_count=2).get_state()

@@ -228,6 +228,14 @@ def _write(directory, files):
         ({"tokenizer.pkl": b"anything"}, "tokenizer.pkl is a pickle"),
         ({"vocab.json": b'{"a": 0}', "merges.txt": b"a b c\n"}, "merges.txt, line 1: not two"),
         ({"vocab.json": b'{"a": 0}', "merges.txt": b"a b\n"}, "do not belong together"),
+        (
+            {
+                "vocab.json": b"{}",
+                "merges.txt": b"",
+                "tokenizer_config.json": b'{"tokenizer_class": "CLIPTokenizer"}',
+            },
+            'define a GPT-2 tokenizer, but this one is "clip"; export its tokenizer.json',
+        ),
         ({"tokenizer.json": b"{}", "tokenizer_config.json": b"[]"}, "holds a list, not a JSON"),
         (
             {"tokenizer.json": b"{}", "tokenizer_config.json": b'{"chat_template": 3}'},
