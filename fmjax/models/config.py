@@ -108,6 +108,11 @@ class ModelConfig:
         """The inverse of `_read`."""
         return values
 
+    @property
+    def position_limit(self) -> int | None:
+        """Tokens of the longest sequence that has positions; None where they have no end (RoPE)."""
+        return None
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)

@@ -73,6 +73,11 @@ class GPT2Config(ModelConfig):
         return hf
 
     @property
+    def position_limit(self) -> int:
+        """Rows of the table of learned positions."""
+        return self.n_positions
+
+    @property
     def inner(self) -> int:
         """Width of the MLP."""
         return 4 * self.n_embd if self.n_inner is None else self.n_inner

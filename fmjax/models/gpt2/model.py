@@ -107,6 +107,7 @@ class GPT2(nn.Module):
         segment_ids: jax.Array | None = None,
         cache_index: int | jax.Array | None = None,
         output_hidden_states: bool = False,
+        logits_to_keep: int = 0,
     ) -> CausalLMOutput:
         """Runs the decoder.
 
@@ -117,6 +118,7 @@ class GPT2(nn.Module):
           segment_ids: i32 [B, T], documents packed into a row (0 is padding).
           cache_index: the slot of the first token in the cache; None runs without one.
           output_hidden_states: return every layer's output too.
+          logits_to_keep: compute logits of this many last positions only; 0 means all.
         """
         cfg, ex = self.config, self.execution
         positions, ctx = decoder_context(
@@ -138,8 +140,9 @@ class GPT2(nn.Module):
             collect=output_hidden_states,
         )
         x = LayerNorm(cfg.layer_norm_epsilon, ex, name="ln_f")(x)
+        last = x[:, -logits_to_keep:]
         if cfg.tie_word_embeddings:
-            logits = wte.attend(x)
+            logits = wte.attend(last)
         else:
             logits = Dense(
                 cfg.vocab_size,
@@ -148,7 +151,7 @@ class GPT2(nn.Module):
                 execution=ex,
                 out_dtype=jnp.float32,
                 name="lm_head",
-            )(x)
+            )(last)
         return CausalLMOutput(
             logits=constrain(logits, ("batch", "seq", "act_vocab")),
             last_hidden_state=x,

@@ -9,6 +9,13 @@ from fmjax.nn.rope import Rope
 
 TokenId = int | tuple[int, ...] | None
 
+_MISTRAL_DEFAULTS = {
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig(ModelConfig):
@@ -70,8 +77,7 @@ class LlamaConfig(ModelConfig):
             f"config: model_type {self.model_type!r} is not of the LLaMA family",
         )
         require(
-            self.rope.rope_type == "proportional"
-            or self.rope.partial_rotary_factor in (None, 1.0),
+            self.rope.rope_type == "proportional" or self.rope.partial_rotary_factor in (None, 1.0),
             f"config: partial_rotary_factor={self.rope.partial_rotary_factor} needs rope_type "
             "'proportional'; transformers' llama otherwise rotates whole heads",
         )
@@ -96,7 +102,10 @@ class LlamaConfig(ModelConfig):
         for name, value in (("rope_theta", theta), ("partial_rotary_factor", partial)):
             if value is not None:
                 parameters.setdefault(name, value)
-        if hf.get("model_type") == "llama":
+        if hf.get("model_type") == "mistral":
+            # What transformers takes for a key that a Mistral config.json leaves out.
+            hf = _MISTRAL_DEFAULTS | hf
+        else:
             # Written by some conversions, and without effect on transformers' llama.
             hf.pop("sliding_window", None)
         return hf | {"rope": Rope.from_hf(parameters)}

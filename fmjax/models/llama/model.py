@@ -104,6 +104,7 @@ class Llama(nn.Module):
         segment_ids: jax.Array | None = None,
         cache_index: int | jax.Array | None = None,
         output_hidden_states: bool = False,
+        logits_to_keep: int = 0,
     ) -> CausalLMOutput:
         """Runs the decoder.
 
@@ -114,6 +115,7 @@ class Llama(nn.Module):
           segment_ids: i32 [B, T], documents packed into a row (0 is padding).
           cache_index: the slot of the first token in the cache; None runs without one.
           output_hidden_states: return every layer's output too.
+          logits_to_keep: compute logits of this many last positions only; 0 means all.
         """
         cfg, ex = self.config, self.execution
         positions, ctx = decoder_context(
@@ -140,8 +142,9 @@ class Llama(nn.Module):
             collect=output_hidden_states,
         )
         x = RMSNorm(cfg.rms_norm_eps, ex, name="norm")(x)
+        last = x[:, -logits_to_keep:]
         if cfg.tie_word_embeddings:
-            logits = embed.attend(x)
+            logits = embed.attend(last)
         else:
             logits = Dense(
                 cfg.vocab_size,
@@ -150,7 +153,7 @@ class Llama(nn.Module):
                 execution=ex,
                 out_dtype=jnp.float32,
                 name="lm_head",
-            )(x)
+            )(last)
         return CausalLMOutput(
             logits=constrain(logits, ("batch", "seq", "act_vocab")),
             last_hidden_state=x,

@@ -1,0 +1,229 @@
+"""fmjax against PyTorch on the same shapes: a pair of processes that take turns.
+
+    python benchmarks/vs_torch.py                       # all cases
+    python benchmarks/vs_torch.py --case decode-1 --rounds 9
+
+The two sides never run at the same time and alternate call by call, so that a drift of the
+machine's speed meets both. Printed are medians and the ratio fmjax / torch of the medians, with the
+smallest and largest ratio of neighbouring calls; below 1 means that fmjax is faster or smaller.
+Memory is the peak resident size of each process over its timed calls, everything loaded included;
+for fmjax the compiler's own figure stands beside it. The PyTorch side gets its fused AdamW.
+
+Needs the `test` extra (torch, transformers, peft). Weights are random: only shapes matter.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BATCH, LENGTH = 4, 256
+PROMPT, NEW = 128, 128
+VOCABULARY = 50257
+
+# Name → (what it measures, unit, divisor of the seconds of a call, bound on the ratio).
+CASES = {
+    "train": ("GPT-2 small training step, batch 4 × 256, f32, no dropout", "s", 1.0, 1.0),
+    "lora": ("the same with LoRA r=8 on c_attn, against peft", "s", 1.0, 0.8),
+    "decode-1": ("GPT-2 small, 128 new tokens after 128, batch 1", "ms/token", 1e3 / NEW, 0.6),
+    "decode-8": ("GPT-2 small, 128 new tokens after 128, batch 8", "ms/token", 1e3 / NEW, 0.7),
+}
+
+
+def fmjax_side(case: str) -> tuple[Callable[[], Any], float | None]:
+    """A call to time, and the compiler's peak in bytes where one program is the whole call."""
+    import jax
+
+    import fmjax
+    from fmjax.core import tree
+    from fmjax.models.gpt2.config import GPT2Config
+
+    config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, eos_token_id=None)
+    if case.startswith("decode"):
+        model = fmjax.build(config)
+        params = fmjax.init_params(model, jax.random.key(0))
+        rows = int(case.split("-")[1])
+        prompt = jax.random.randint(jax.random.key(1), (rows, PROMPT), 0, VOCABULARY)
+        prompts = [[int(i) for i in row] for row in prompt]
+
+        def decode() -> None:
+            out = fmjax.generate(model, {"params": params}, prompts, max_new_tokens=NEW)
+            assert out.tokens.shape == (rows, NEW)
+
+        return decode, None
+
+    from fmjax.objectives import CausalLM
+    from fmjax.train import adamw, make_step
+
+    # Saving the matmuls and recomputing what lies between them is the faster choice on a CPU,
+    # where elementwise work is cheap beside the traffic of storing its results.
+    model = fmjax.build(config, remat="dots")
+    variables = {"params": fmjax.init_params(model, jax.random.key(0))}
+    if case == "lora":
+        spec = fmjax.peft.LoRA(rank=8, alpha=16, targets=("c_attn",))
+        variables["adapter"] = fmjax.peft.init(jax.random.key(2), spec, model)
+    step = make_step(model, CausalLM(), adamw(1e-4, weight_decay=0.01))
+    ids = jax.random.randint(jax.random.key(1), (BATCH, LENGTH), 0, VOCABULARY)
+    held = [step.init(variables, jax.random.key(3))]
+    del variables
+    memory = step.lower(held[0], {"input_ids": ids}).compile().memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+    def train() -> None:
+        held[0], metrics = step(held[0], {"input_ids": ids})
+        jax.block_until_ready((tree.flatten(held[0].variables), metrics))
+
+    return train, float(peak)
+
+
+def torch_side(case: str) -> tuple[Callable[[], Any], float | None]:
+    """The same work as a user of PyTorch writes it."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+    if case.startswith("decode"):
+        model.eval()
+        model.generation_config.eos_token_id = None
+        model.generation_config.pad_token_id = 0
+        ids = torch.randint(0, VOCABULARY, (int(case.split("-")[1]), PROMPT))
+        mask = torch.ones_like(ids)
+
+        def decode() -> None:
+            out = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+            assert out.shape == (len(ids), PROMPT + NEW)
+
+        return decode, None
+
+    if case == "lora":
+        import peft
+
+        lora = peft.LoraConfig(
+            r=8,
+            lora_alpha=16,
+            target_modules=["c_attn"],
+            fan_in_fan_out=True,
+            task_type="CAUSAL_LM",
+        )
+        model = peft.get_peft_model(model, lora)
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), fused=True)
+    ids = torch.randint(0, VOCABULARY, (BATCH, LENGTH))
+
+    def train() -> None:
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    return train, None
+
+
+def reset_peak() -> None:
+    """Forgets the peak resident size of this process so far (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """Peak resident size of this process since `reset_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024
+
+
+def worker(side: str, case: str) -> None:
+    """Answers each line on stdin with one timed call."""
+    call, compiler_peak = {"fmjax": fmjax_side, "torch": torch_side}[side](case)
+    for _ in range(2):
+        call()
+    reset_peak()
+    print(json.dumps({"ready": compiler_peak}), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        print(json.dumps({"seconds": seconds, "peak": peak_bytes()}), flush=True)
+
+
+class Worker:
+    """One side in a process of its own."""
+
+    def __init__(self, side: str, case: str) -> None:
+        command = [sys.executable, __file__, "--worker", side, "--case", case]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.compiler_peak = self._answer("ready")["ready"]
+        self.seconds: list[float] = []
+        self.peak = 0
+
+    def _answer(self, key: str) -> dict[str, Any]:
+        for line in self.process.stdout:
+            if line.startswith("{") and key in line:
+                return json.loads(line)
+        raise SystemExit("a side of the benchmark died; its message is above")
+
+    def run(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        answer = self._answer("seconds")
+        self.seconds.append(answer["seconds"])
+        self.peak = answer["peak"]
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(case: str, rounds: int) -> None:
+    """Alternates the sides and prints medians and ratios."""
+    title, unit, factor, bound = CASES[case]
+    sides = {side: Worker(side, case) for side in ("torch", "fmjax")}
+    for _ in range(rounds):
+        for side in sides.values():
+            side.run()
+    for side in sides.values():
+        side.close()
+    ours, theirs = sides["fmjax"], sides["torch"]
+    a, b = (statistics.median(side.seconds) * factor for side in (ours, theirs))
+    pairs = [x / y for x, y in zip(ours.seconds, theirs.seconds, strict=True)]
+    print(f"{case}: {title}")
+    print(
+        f"  time    fmjax {a:7.2f} {unit}   torch {b:7.2f} {unit}   ratio {a / b:.2f} "
+        f"({min(pairs):.2f}–{max(pairs):.2f})   asked: ≤ {bound}"
+    )
+    compiled = f" (compiler: {ours.compiler_peak / 1e9:.2f})" if ours.compiler_peak else ""
+    print(
+        f"  memory  fmjax {ours.peak / 1e9:7.2f} GB{compiled}   "
+        f"torch {theirs.peak / 1e9:7.2f} GB   ratio {ours.peak / theirs.peak:.2f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=sorted(CASES), help="default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each side")
+    parser.add_argument("--worker", choices=("fmjax", "torch"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(args.worker, args.case)
+        return
+    for case in [args.case] if args.case else CASES:
+        compare(case, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
