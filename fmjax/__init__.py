@@ -17,7 +17,6 @@ _HOME = {
     "abstract_params": "fmjax.models.registry",
     "build": "fmjax.models.registry",
     "from_pretrained": "fmjax.hub",
-    "generate": "fmjax.generate",
     "init_params": "fmjax.initialize",
     "load_tokenizer": "fmjax.data",
     "make_mesh": "fmjax.parallel",
@@ -25,7 +24,18 @@ _HOME = {
     "presets": "fmjax.models.registry",
     "save_pretrained": "fmjax.hub",
 }
-_ROOMS = ("convert", "core", "data", "models", "nn", "objectives", "parallel", "peft", "train")
+_ROOMS = (
+    "convert",
+    "core",
+    "data",
+    "generate",
+    "models",
+    "nn",
+    "objectives",
+    "parallel",
+    "peft",
+    "train",
+)
 
 __all__ = sorted([*_HOME, *_ROOMS])  # noqa: PLE0605
 
