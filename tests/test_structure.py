@@ -16,7 +16,7 @@ ALLOWED = {
     "models": {"core", "nn", "convert"},
     "convert": {"core"},
     "objectives": {"core"},
-    "peft": {"core", "nn", "convert", "models"},
+    "peft": {"core", "nn", "convert", "models", "parallel"},
     "parallel": {"core"},
     "data": {"core"},
     "train": {"core", "parallel"},
