@@ -1,0 +1,49 @@
+"""A short name for the values of a base model, to tell which one an adapter was made for."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.convert import targets
+from fmjax.core import tree
+from fmjax.peft.base import Base
+
+
+def fingerprint(base: Base, params: Mapping[str, Any]) -> str:
+    """A digest (32 hex digits) of all weights, rounded to bfloat16.
+
+    The same for float32 and bfloat16 copies of a checkpoint, for stacked and unstacked layers and
+    for every sharding: integer sums do not depend on the order in which they are taken. It tells
+    models apart that differ by mistake; it is no protection against forgery.
+
+    Raises:
+      CheckpointError: params that do not belong to the model.
+    """
+    flat = tree.flatten(params)
+    sums: dict[str, int] = {}
+    for target in targets(base.rows, flat):
+        if not target.row.copy:
+            found = np.atleast_1d(_sums(flat[target.path], target.stacked))
+            sums |= dict(zip(target.keys, found.tolist(), strict=True))
+    text = "".join(f"{name} {value:08x}\n" for name, value in sorted(sums.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    """Sum modulo 2³² of a hash of each value and its place."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    # The finaliser of MurmurHash3 (Appleby, public domain).
+    h = bits ^ (place * jnp.uint32(0x9E3779B1))
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
+
+
+_sums = jax.jit(lambda x, stacked: jax.vmap(_sum)(x) if stacked else _sum(x), static_argnums=1)

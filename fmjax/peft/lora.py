@@ -1,0 +1,203 @@
+"""LoRA's arrays: which layers have which rank, how they start, what they add to a kernel.
+
+A stacked kernel takes a stacked adapter, whose layers must agree in rank. Where they do not
+(`rank_pattern`, `layers_to_transform`), each is padded with zeros to the largest rank: columns
+of A and rows of B beyond a layer's own rank, and all of a layer that is not adapted, whose scale
+is 0 too. The padding stays exactly zero in training: the gradient of a padded column of A is a
+multiple of the same row of B, which is zero, and the reverse, and optimizers leave a zero with a
+zero gradient where it is.
+"""
+
+import dataclasses
+import math
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmjax.core import tree
+from fmjax.core.errors import ConfigError
+from fmjax.core.params import ParamSpec
+from fmjax.peft.base import Base, Weight
+from fmjax.peft.config import ALL_LINEAR, LoRA, names_match, pattern_matches
+
+DTYPE = np.dtype("float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A weight with an adapter on at least one of its layers.
+
+    Attributes:
+      weight: the matrix, stacked or not.
+      ranks: of each layer; 0 where a layer is not adapted.
+      scales: of each layer; 0 where a layer is not adapted.
+    """
+
+    weight: Weight
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+
+    @property
+    def rank(self) -> int:
+        """Of the arrays: the largest of the layers'."""
+        return max(self.ranks)
+
+
+def sites(spec: LoRA, base: Base) -> list[Site]:
+    """The weights that `spec` touches, in the model's order.
+
+    Raises:
+      ConfigError: targets that match nothing, a tied head, or a module that is not a layer.
+    """
+    found: list[Site] = []
+    for weight in base.weights:
+        names = [name if _chosen(spec, weight, name) else None for name in weight.names]
+        if any(names):
+            ranks = tuple(spec.rank_of(n) if n else 0 for n in names)
+            scales = tuple(spec.scale_of(n) if n else 0.0 for n in names)
+            found.append(Site(weight, ranks, scales))
+    if spec.targets != ALL_LINEAR:
+        _refuse_others(spec, base)
+    if not found:
+        raise ConfigError(
+            f"LoRA: targets={spec.targets!r} (exclude={spec.exclude!r}) match no layer of this "
+            f"{base.model_type} model; choose from {', '.join(base.kinds())} or 'all-linear'"
+        )
+    return found
+
+
+def _chosen(spec: LoRA, weight: Weight, name: str) -> bool:
+    if spec.excludes(name):
+        return False
+    if spec.targets == ALL_LINEAR:
+        return weight.linear and not weight.head
+    return spec.matches(name)
+
+
+def _refuse_others(spec: LoRA, base: Base) -> None:
+    for name, path in base.tied.items():
+        if spec.matches(name) and not spec.excludes(name):
+            raise ConfigError(
+                f"LoRA: {name!r} is tied to {path!r} and cannot have an adapter of its own; "
+                f"add it to exclude, or untie the model (tie_word_embeddings=False)"
+            )
+    for name in sorted(base.others):
+        if spec.matches(name) and not spec.excludes(name):
+            raise ConfigError(
+                f"LoRA: targets={spec.targets!r} match {name!r}, which is neither a linear layer "
+                f"nor an embedding; choose from {', '.join(base.kinds())}"
+            )
+
+
+def check(spec: LoRA, base: Base) -> None:
+    """Refuses a spec with a part that has no effect on this model: most likely a slip.
+
+    Raises:
+      ConfigError: a target, exclusion, pattern or layer number that matches no layer.
+    """
+    every = [name for weight in base.weights for name in weight.names]
+    used = [n for s in sites(spec, base) for n, r in zip(s.weight.names, s.ranks, strict=True) if r]
+
+    def refuse(field: str, value: Any) -> None:
+        raise ConfigError(
+            f"LoRA: {field} {value!r} matches no adapted layer of this {base.model_type} model; "
+            f"correct or remove it (layers: {', '.join(base.kinds())})"
+        )
+
+    for field, wanted, names in (("targets", spec.targets, used), ("exclude", spec.exclude, every)):
+        for name in () if isinstance(wanted, str) else wanted:
+            if not any(names_match((name,), n) for n in names) and name not in base.tied:
+                refuse(field, name)
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern, _ in getattr(spec, field):
+            if not any(pattern_matches(pattern, n) for n in used):
+                refuse(field, pattern)
+    for number in spec.layers_to_transform or ():
+        alone = dataclasses.replace(spec, layers_to_transform=(number,))
+        if not any(alone.matches(n) for n in used):
+            refuse("layers_to_transform", number)
+
+
+def abstract(spec: LoRA, base: Base) -> dict[str, Any]:
+    """The adapter as nested dicts of `ParamSpec`; axes are the kernel's, and "lora" for the rank.
+
+    Leaves of a module: lora_a [in, r], lora_b [r, *out], scale [] and, for a linear layer with
+    dropout, dropout []; all f32, and with a leading layers axis where the kernel has one.
+    """
+    flat: dict[str, ParamSpec] = {}
+    for site in sites(spec, base):
+        w = site.weight
+        count = (len(w.names),) if w.stacked else ()
+        layers = ("layers",) if w.stacked else ()
+        leaves = {
+            "lora_a": ((w.shape[0], site.rank), (w.axes[0], "lora")),
+            "lora_b": ((site.rank, *w.shape[1:]), ("lora", *w.axes[1:])),
+            "scale": ((), ()),
+        }
+        if spec.dropout and w.linear:
+            leaves["dropout"] = ((), ())
+        for name, (shape, axes) in leaves.items():
+            flat[f"{w.path}/{name}"] = ParamSpec((*count, *shape), DTYPE, (*layers, *axes))
+    return tree.unflatten(flat)
+
+
+def init(rng: jax.Array, spec: LoRA, base: Base, params: Any = None) -> dict[str, Any]:
+    """A fresh adapter that changes nothing yet: one factor is random, the other zero.
+
+    As in PEFT: A ~ U(±1/√in) and B = 0 for a linear layer, A = 0 and B ~ N(0, 1) for an embedding.
+    Traceable. With one rank for all layers the values do not depend on `scan_layers`.
+    """
+    del params  # LoRA starts without looking at the base.
+    flat = constants(spec, base)
+    for site in sites(spec, base):
+        w = site.weight
+        module = w.target.row.path.rpartition("/")[0]
+        key = jax.random.fold_in(rng, zlib.crc32(module.encode()))
+        numbers = jnp.arange(len(w.names)) + w.target.layer
+        draw = _linear if w.linear else _embedding
+
+        def one(number: jax.Array, rank: jax.Array, site=site, key=key, draw=draw) -> Any:
+            own = jnp.arange(site.rank) < rank
+            return draw(jax.random.fold_in(key, number), site.weight.shape, own)
+
+        ranks = jnp.asarray(site.ranks)
+        a, b = jax.vmap(one)(numbers, ranks) if w.stacked else one(numbers[0], ranks[0])
+        flat |= {f"{w.path}/lora_a": a, f"{w.path}/lora_b": b}
+    return tree.unflatten(flat)
+
+
+def _linear(key: jax.Array, shape: tuple[int, ...], own: jax.Array) -> tuple[jax.Array, jax.Array]:
+    bound = shape[0] ** -0.5
+    a = jax.random.uniform(key, (shape[0], own.size), DTYPE, -bound, bound)
+    return jnp.where(own, a, 0), jnp.zeros((own.size, *shape[1:]), DTYPE)
+
+
+def _embedding(
+    key: jax.Array, shape: tuple[int, ...], own: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    b = jax.random.normal(key, (own.size, *shape[1:]), DTYPE)
+    return jnp.zeros((shape[0], own.size), DTYPE), jnp.where(own[:, None], b, 0)
+
+
+def constants(spec: LoRA, base: Base) -> dict[str, Any]:
+    """{path: array} of the leaves that are not trained."""
+    flat: dict[str, Any] = {}
+    for site in sites(spec, base):
+        w = site.weight
+        values = {"scale": site.scales}
+        if spec.dropout and w.linear:
+            values["dropout"] = (spec.dropout,) * len(w.names)
+        for name, numbers in values.items():
+            flat[f"{w.path}/{name}"] = np.asarray(numbers if w.stacked else numbers[0], DTYPE)
+    return flat
+
+
+def count(spec: LoRA, base: Base) -> int:
+    """Number of trained parameters, padding not counted."""
+    return sum(
+        sum(s.ranks) * (s.weight.shape[0] + math.prod(s.weight.shape[1:]))
+        for s in sites(spec, base)
+    )

@@ -1,0 +1,101 @@
+"""LoRA's adapter_config.json, read strictly and written plainly."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fmjax.core.errors import ConfigError
+from fmjax.peft.base import Base
+from fmjax.peft.config import LoRA
+from fmjax.peft.layout import orders
+from fmjax.peft.lora import sites
+
+# What PEFT assumes where a file is silent.
+_DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False}
+
+_FIELDS = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "exclude_modules": "exclude",
+    "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern",
+    "layers_to_transform": "layers_to_transform",
+    "layers_pattern": "layers_pattern",
+    "use_rslora": "use_rslora",
+}
+
+# Keys that leave the maths alone. `fan_in_fan_out` is among them: how a layer's weight lies is
+# known from the layer, and PEFT corrects the key by it too. `eva_config` only picked the start.
+_NOTES = frozenset(
+    """
+    auto_mapping base_model_name_or_path eva_config fan_in_fan_out inference_mode megatron_core
+    peft_type peft_version qalora_group_size revision runtime_config task_type
+    """.split()
+)
+
+# Starting values that leave the base weights as they are. Others ("pissa", "olora", "loftq", …)
+# change the base, and the adapter is wrong without that change.
+_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+# Ends of the architecture names that PEFT wraps as language models.
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+
+
+def from_peft(config: Mapping[str, Any]) -> LoRA:
+    """Contents of an adapter_config.json → spec.
+
+    Raises:
+      ConfigError: a key whose value changes the maths and is not supported; a missing target.
+    """
+    for key in sorted(config.keys() - _FIELDS.keys() - _NOTES):
+        value = config[key]
+        if key == "bias":
+            neutral = value in ("none", None)
+        elif key == "init_lora_weights":
+            neutral = value in _STARTS
+        else:
+            neutral = value in (None, False, [], {}, "")
+        if not neutral:
+            raise ConfigError(
+                f"{key}={value!r} is not supported; merge the adapter into its base in PEFT "
+                "(merge_and_unload, then save_pretrained) and load the merged model"
+            )
+    if not config.get("target_modules"):
+        raise ConfigError("target_modules is missing; add the names of the adapted layers")
+    values = _DEFAULTS | {k: v for k, v in config.items() if k in _FIELDS and v is not None}
+    if type(values["use_rslora"]) is not bool:
+        raise ConfigError(f"use_rslora={values['use_rslora']!r} must be true or false")
+    return LoRA(**{_FIELDS[key]: value for key, value in values.items()})
+
+
+def to_peft(spec: LoRA, base: Base) -> dict[str, Any]:
+    """Spec → contents of an adapter_config.json that PEFT 0.7 and later read.
+
+    Newer keys are written only where they say something, so that older versions are not puzzled.
+    """
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if base.architecture.endswith(_CAUSAL) else None,
+        "inference_mode": True,
+        "bias": "none",
+        "fan_in_fan_out": any(
+            orders(site.weight).inputs_first for site in sites(spec, base) if site.weight.linear
+        ),
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": spec.dropout,
+        "target_modules": _listed(spec.targets),
+        "use_rslora": spec.use_rslora,
+        "rank_pattern": dict(spec.rank_pattern),
+        "alpha_pattern": dict(spec.alpha_pattern),
+        "layers_to_transform": _listed(spec.layers_to_transform),
+        "layers_pattern": _listed(spec.layers_pattern) or None,
+    }
+    return config | ({"exclude_modules": _listed(spec.exclude)} if spec.exclude else {})
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
