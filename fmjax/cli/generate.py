@@ -1,0 +1,111 @@
+"""`fmjax generate`."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Continue prompts with a model, with or without an adapter.
+
+    One prompt streams to the terminal; several are decoded together. What is not given is as the
+    model's generation_config.json says, and greedy if it says nothing.
+
+    Attributes:
+      model: Model directory.
+      prompt: Texts to continue. Without any, standard input is one prompt.
+      adapter: Directory of an adapter in PEFT's format.
+      max_new_tokens: Tokens of a continuation at most.
+      temperature: 0 takes the most probable token; 1 samples from the model's own distribution.
+      top_k: Sample from the k most probable tokens; 0 for all.
+      top_p: Sample from the most probable tokens up to this total, 0 to 1.
+      min_p: Drop tokens less probable than this share of the top one, 0 to 1.
+      repetition_penalty: Above 1 makes tokens that have appeared less likely.
+      stop: Strings that end a continuation.
+      samples: Continuations of each prompt; they differ only when sampling.
+      seed: The same seed gives the same text.
+      chat: The prompt is a user's message: apply the tokenizer's chat template.
+      dtype: Of the computation: auto is float32 on CPUs and bfloat16 on accelerators.
+      json: Print one JSON object for each continuation, as lines; does not stream.
+    """
+
+    model: Path
+    prompt: tuple[str, ...] = ()
+    adapter: Path | None = None
+    max_new_tokens: int = 128
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    samples: int = 1
+    seed: int = 0
+    chat: bool = False
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    json: bool = False
+
+    def run(self) -> None:
+        import jax
+
+        from fmjax.core.errors import ConfigError
+        from fmjax.generate import generate, stream
+
+        if self.samples < 1:
+            raise ConfigError(f"--samples {self.samples} must be at least 1")
+        prompts = self.prompt or (sys.stdin.read(),)
+        model, variables, tokenizer = self.open()
+        ids = [self._encode(tokenizer, prompt) for prompt in prompts]
+        key = jax.random.key(self.seed)
+        settings = {"rng": key, "tokenizer": tokenizer, **self._settings()}
+        if len(prompts) * self.samples == 1 and not self.json:
+            if not self.chat:
+                print(prompts[0], end="", flush=True)
+            for piece in stream(model, variables, ids[0], **settings):
+                print(piece, end="", flush=True)
+            print()
+            return
+        rows = [row for row in ids for _ in range(self.samples)]
+        texts = generate(model, variables, rows, **settings).texts
+        repeated = [prompt for prompt in prompts for _ in range(self.samples)]
+        for i, (prompt, text) in enumerate(zip(repeated, texts, strict=True)):
+            if self.json:
+                print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
+            else:
+                print(("\n" if i else "") + ("" if self.chat else prompt) + text)
+
+    def open(self) -> tuple[Any, dict[str, Any], Any]:
+        import fmjax
+        from fmjax import peft
+        from fmjax.data import check_fits
+        from fmjax.recipes.models import compute_dtype
+
+        tokenizer = fmjax.load_tokenizer(self.model)
+        model, params = fmjax.from_pretrained(self.model, dtype=compute_dtype(self.dtype))
+        check_fits(tokenizer, model.config.vocab_size)
+        variables = {"params": params}
+        if self.adapter is not None:
+            variables["adapter"] = peft.load(self.adapter, model, params)[1]
+        return model, variables, tokenizer
+
+    def _encode(self, tokenizer: Any, prompt: str) -> list[int]:
+        if not self.chat:
+            return tokenizer.encode(prompt)
+        messages = [{"role": "user", "content": prompt}]
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+
+    def _settings(self) -> dict[str, Any]:
+        """The model's own settings with those of the command line in their place."""
+        from fmjax.generate import GenerationConfig
+
+        own = GenerationConfig.from_dir(self.model).arguments()
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        own["sampling"] = dataclasses.replace(own["sampling"], **given)
+        own["max_new_tokens"] = self.max_new_tokens
+        if self.stop:
+            own["stop"] = self.stop
+        return own

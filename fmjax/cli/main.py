@@ -1,0 +1,134 @@
+"""The `fmjax` command: its sub-commands, its errors, its exit codes.
+
+Exit codes: 0 done, 1 a bug in fmjax, 2 bad input, 130 interrupted.
+"""
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+DESCRIPTION = """One functional JAX library for foundation models: load, pretrain, adapt, measure,
+ship back to PyTorch files. Start with `fmjax quickstart`.
+
+`fmjax COMMAND --help` explains a command, `fmjax --version` names the version, and `--debug`
+anywhere shows the traceback of an error."""
+
+# Sub-command → the dataclass of its options, which has `run()`. None of the modules imports JAX.
+COMMANDS = {
+    "quickstart": "fmjax.quickstart:Quickstart",
+    "tokenizer": "fmjax.cli.tokenizer:TrainTokenizer",
+    "train": "fmjax.recipes:Pretrain",
+    "finetune": "fmjax.recipes:Finetune",
+    "eval": "fmjax.cli.evaluate:Evaluate",
+    "generate": "fmjax.cli.generate:Generate",
+    "merge": "fmjax.cli.merge:Merge",
+    "convert": "fmjax.cli.convert:Convert",
+    "doctor": "fmjax.cli.doctor:Doctor",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line.
+
+    Args:
+      argv: without the program's name; None reads `sys.argv`.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      SystemExit: after `--help` (0) and for a command line that cannot be parsed (2).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    if arguments == ["--version"]:
+        from fmjax import __version__
+
+        print(f"fmjax {__version__}")
+        return 0
+    _quieten()
+    command = _parse(arguments)
+    try:
+        command.run()
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as e:
+        if debug:
+            traceback.print_exc()
+        code, message = explain(e)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return code
+    return 0
+
+
+def _quieten() -> None:
+    # Libraries under JAX log to standard error unless told otherwise before they are loaded.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def _parse(arguments: list[str]) -> Any:
+    import tyro
+
+    from fmjax.cli.console import MARKERS
+
+    if arguments and arguments[0] in COMMANDS:
+        name, *rest = arguments
+        return tyro.cli(_load(name), prog=f"fmjax {name}", args=rest, config=MARKERS)
+    # Anything else ends in the overview, in which every command has one line.
+    kinds = {name: _load(name) for name in COMMANDS}
+    named = [
+        Annotated[kind, tyro.conf.subcommand(name, description=_summary(kind))]
+        for name, kind in kinds.items()
+    ]
+    return tyro.cli(
+        Union[tuple(named)],  # noqa: UP007
+        prog="fmjax",
+        args=arguments,
+        description=DESCRIPTION,
+        config=MARKERS,
+    )
+
+
+def _load(name: str) -> Any:
+    module, _, kind = COMMANDS[name].partition(":")
+    return getattr(importlib.import_module(module), kind)
+
+
+def _summary(kind: Any) -> str:
+    return kind.__doc__.partition("\n")[0]
+
+
+def explain(e: BaseException) -> tuple[int, str]:
+    """(exit code, what to tell the user) of an exception."""
+    from fmjax.core.errors import FmjaxError
+
+    if isinstance(e, KeyboardInterrupt):
+        return 130, "interrupted; a training run goes on from its last checkpoint when run again"
+    if isinstance(e, FmjaxError):
+        return 2, str(e)
+    if isinstance(e, OSError):
+        if e.errno == errno.ENOSPC:
+            return 2, f"the disk is full ({e.filename or 'while writing'}); make room and run again"
+        where = f"{e.filename}: " if e.filename else ""
+        return 2, f"{where}{e.strerror or e}; check the path and its permissions"
+    text = str(e)
+    if "RESOURCE_EXHAUSTED" in text or isinstance(e, MemoryError):
+        return 2, (
+            "out of memory; use a smaller --batch-size or --sequence-length, --accumulate, "
+            "--remat full, or a --mesh over more devices"
+        )
+    return 1, (
+        f"unexpected {type(e).__name__}: {text}; this is a bug in fmjax: run again with --debug "
+        "and report the traceback"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

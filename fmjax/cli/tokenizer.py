@@ -1,0 +1,40 @@
+"""`fmjax tokenizer`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTokenizer:
+    """Train a SentencePiece tokenizer: BPE with byte fallback, as LLaMA's.
+
+    The directory loads in transformers' AutoTokenizer with the same ids.
+
+    Attributes:
+      data: Text to train on, one or several of: kjv, movie_reviews (their training splits), a
+        .txt or .jsonl file, .gz or not, or a quoted glob of them; tfds:NAME; a TFDS directory.
+      out: Directory to write.
+      vocab_size: Number of ids; at least 261.
+      text_field: Field of JSON lines and TFDS examples that holds the text.
+      split_by: What is one document in a .txt file.
+    """
+
+    data: tuple[str, ...]
+    out: Path
+    vocab_size: int = 8000
+    text_field: str = "text"
+    split_by: Literal["document", "line", "file"] = "document"
+
+    def run(self) -> None:
+        from fmjax.core.errors import DataError
+        from fmjax.data import train_sentencepiece
+        from fmjax.recipes.text import open_text, texts
+
+        if not self.data:
+            raise DataError("--data names no text; give a file or a shipped corpus such as kjv")
+        sources = [
+            open_text(name, by=self.split_by, text_field=self.text_field) for name in self.data
+        ]
+        tokenizer = train_sentencepiece(texts(sources), self.out, self.vocab_size)
+        print(f"{self.out}: {tokenizer.vocab_size} ids")

@@ -1,0 +1,10 @@
+"""Whole runs out of the library's parts: what the command line and the experiments share.
+
+Importing this room imports no JAX; `run()` does.
+"""
+
+from fmjax.recipes.finetune import Finetune
+from fmjax.recipes.options import Cadence, Data, Hardware, Optimization
+from fmjax.recipes.pretrain import Pretrain
+
+__all__ = ["Cadence", "Data", "Finetune", "Hardware", "Optimization", "Pretrain"]

@@ -1,0 +1,160 @@
+"""Models by name: what `--model`, `--override`, `--mesh` and `--dtype` understand."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fmjax.convert import read_json
+from fmjax.core.errors import ConfigError, ShardingError, TokenizerError
+from fmjax.data import Tokenizer, check_fits, load_tokenizer
+from fmjax.hub import read_config
+from fmjax.models.config import ModelConfig
+from fmjax.models.registry import get_family, presets
+from fmjax.parallel import AXES, make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a model begins.
+
+    Attributes:
+      config: the architecture.
+      tokenizer: that fits it.
+      directory: whose weights to start from; None starts from random ones.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    directory: Path | None
+
+
+def resolve(model: str, tokenizer: str = "", override: Sequence[str] = ()) -> Start:
+    """The architecture, tokenizer and weights that the settings name.
+
+    Args:
+      model: the name of a published size or a config.json, for random weights; or a model
+        directory, for the weights in it.
+      tokenizer: its directory; "" looks beside the model's config.
+      override: "field=value" changes of the architecture.
+
+    A published size gets the vocabulary and special token ids of the tokenizer, unless overridden;
+    a config.json is taken as it is.
+
+    Raises:
+      ConfigError: an unknown name or field, or a change to a model that has weights.
+      TokenizerError: no tokenizer, or one with ids that the model lacks.
+    """
+    changes = parse_override(override)
+    path = Path(model)
+    if path.is_dir():
+        if changes:
+            raise ConfigError(
+                f"--override changes the architecture, which the weights in {path} would not fit; "
+                f"start from random weights with --model {path / 'config.json'}"
+            )
+        return resolve_directory(path, tokenizer)
+    if path.suffix == ".json":
+        raw, home = _read(path), path.parent
+    else:
+        named = presets()
+        if model not in named:
+            raise ConfigError(
+                f"--model {model}: no such directory or config.json, nor a published size "
+                f"({', '.join(named)})"
+            )
+        raw, home = named[model].to_hf(), ""
+    if not tokenizer and not home:
+        raise TokenizerError(
+            f"--model {model} has no tokenizer of its own; train one with `fmjax tokenizer` and "
+            "pass --tokenizer DIR"
+        )
+    found = load_tokenizer(tokenizer or home)
+    if not home:
+        changes = _special_ids(found) | changes
+    config = _config(raw, changes)
+    check_fits(found, config.vocab_size)
+    return Start(config, found, None)
+
+
+def resolve_directory(directory: str | Path, tokenizer: str = "") -> Start:
+    """The same of a directory with weights, which are not read yet."""
+    directory = Path(directory)
+    config = _config(read_config(directory), {})
+    found = load_tokenizer(tokenizer or directory)
+    check_fits(found, config.vocab_size)
+    return Start(config, found, directory)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file; give the config.json of a model")
+    raw = read_json(file)
+    if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
+        raise ConfigError(f"{file} states no model_type; give the config.json of a model")
+    return raw
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: getattr(tokenizer, name) for name in names}
+
+
+def parse_override(override: Sequence[str]) -> dict[str, Any]:
+    """["hidden_size=256", "rope_theta=1e4"] → {"hidden_size": 256, "rope_theta": 10000.0}.
+
+    Values are JSON; what is not is a string.
+    """
+    changes: dict[str, Any] = {}
+    for item in override:
+        name, equals, value = item.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--override {item}: write field=value, as in hidden_size=256")
+        try:
+            changes[name] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[name] = value
+    return changes
+
+
+def _config(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> ModelConfig:
+    base = get_family(raw["model_type"]).config.from_hf(raw)
+    if not changes:
+        return base
+    values = dict(raw)
+    # What followed from a field that changes follows from its new value.
+    heads = getattr(base, "num_attention_heads", None)
+    if heads and values.get("num_key_value_heads") == heads:
+        del values["num_key_value_heads"]
+    if heads and values.get("head_dim") == base.hidden_size // heads:
+        del values["head_dim"]
+    return get_family(raw["model_type"]).config.from_hf(values | changes)
+
+
+def parse_mesh(text: str) -> jax.sharding.Mesh:
+    """ "data=2,fsdp=4" → a mesh of all devices; "" puts them all on the data axis.
+
+    Raises:
+      ShardingError: an unknown axis, a size that is no number, or sizes that do not divide.
+    """
+    sizes: dict[str, int] = {}
+    for item in filter(None, text.split(",")):
+        axis, _, size = (part.strip() for part in item.partition("="))
+        if axis not in AXES:
+            raise ShardingError(f"--mesh {text}: no axis {axis!r}; there are {', '.join(AXES)}")
+        if not size.removeprefix("-").isdecimal():
+            raise ShardingError(f"--mesh {text}: write axis=number, as in data=2,fsdp=4")
+        sizes[axis] = int(size)
+    if sizes and "data" not in sizes and -1 not in sizes.values():
+        sizes["data"] = -1
+    return make_mesh(**sizes)
+
+
+def compute_dtype(name: str) -> str:
+    """ "auto" → float32 on CPUs, whose bfloat16 is slow, and bfloat16 on accelerators."""
+    if name != "auto":
+        return name
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -1,0 +1,71 @@
+"""Pretraining a language model."""
+
+import dataclasses
+from pathlib import Path
+
+from fmjax.recipes.options import Cadence, Data, Hardware, Optimization
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """Pretrain a language model from random weights, or go on from a model directory.
+
+    The run's directory gets checkpoints, a log (metrics.jsonl) and in the end `model`, which
+    transformers loads. The same command goes on where a stopped run was.
+
+    Attributes:
+      model: A published size such as gpt2 or llama-7b, or a config.json: random weights. A model
+        directory: its weights.
+      out: Directory of the run.
+      tokenizer: Directory of the tokenizer, see `fmjax tokenizer`; without it, the one beside the
+        model. A published size gets this tokenizer's vocabulary.
+      override: Changes of the architecture, such as num_hidden_layers=8 hidden_size=512.
+    """
+
+    model: str
+    out: Path
+    data: Data
+    tokenizer: str = ""
+    override: tuple[str, ...] = ()
+    optimization: Optimization = Optimization()
+    hardware: Hardware = Hardware()
+    cadence: Cadence = Cadence()
+
+    def run(self) -> bool:
+        """Trains and exports.
+
+        Returns:
+          Whether the run is complete; False after a SIGTERM, which saved a checkpoint.
+
+        Raises:
+          FmjaxError: settings or files that cannot be used; found before anything is written.
+        """
+        import jax
+
+        import fmjax
+        from fmjax.recipes.models import compute_dtype, parse_mesh, resolve
+        from fmjax.recipes.training import Run, train
+
+        start = resolve(self.model, self.tokenizer, self.override)
+        mesh = parse_mesh(self.hardware.mesh)
+        execution = {
+            "dtype": compute_dtype(self.hardware.dtype),
+            "param_dtype": "float32",
+            "remat": self.hardware.remat,
+        }
+        run = Run.open(self, start.config, start.tokenizer, mesh)
+        if start.directory is None:
+            model = fmjax.build(start.config, **execution)
+            params = fmjax.init_params(model, jax.random.key(self.optimization.seed), mesh=mesh)
+        else:
+            model, params = fmjax.from_pretrained(start.directory, mesh=mesh, **execution)
+        state = train(run, model, {"params": params})
+        if state is None:
+            return False
+        target = self.out / "model"
+        fmjax.save_pretrained(
+            target, model, state.variables["params"], start.tokenizer, carry_from=start.directory
+        )
+        print(f"model: {target}")
+        print(f'next: fmjax generate --model {target} --prompt "…" --temperature 0.8')
+        return True

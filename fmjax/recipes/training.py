@@ -1,0 +1,199 @@
+"""The training run that pretraining and fine-tuning share."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fmjax.core import tree
+from fmjax.core.errors import CheckpointError, ConfigError
+from fmjax.data import Tokenizer
+from fmjax.objectives.causal_lm import CausalLM
+from fmjax.parallel import DEFAULT_RULES
+from fmjax.recipes.batches import Batches, open_batches
+from fmjax.recipes.measure import check_length
+from fmjax.recipes.options import Optimization
+from fmjax.train import adamw, fit, make_step, schedules
+from fmjax.train.checkpoint import Checkpointer
+from fmjax.train.flops import matmul_params, train_flops_per_token
+from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
+from fmjax.train.placement import place_batch
+from fmjax.train.state import TrainState
+
+METRICS = "metrics.jsonl"
+FREE = ("optimization.steps",)
+"""Settings that may differ when a run goes on from its checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run whose settings and text have been checked; nothing is written yet.
+
+    Attributes:
+      settings: a `Pretrain` or `Finetune`.
+      config: of the model.
+      batches: what it reads.
+      mesh: its devices.
+      rate: learning rate by update.
+    """
+
+    settings: Any
+    config: Any
+    batches: Batches
+    mesh: jax.sharding.Mesh
+    rate: Any
+
+    @classmethod
+    def open(
+        cls, settings: Any, config: Any, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
+    ) -> "Run":
+        """Checks everything that can be checked before the model is in memory.
+
+        Raises:
+          FmjaxError: settings that cannot be used, or text that cannot be read.
+        """
+        data, optimization, cadence = settings.data, settings.optimization, settings.cadence
+        if optimization.steps < 1:
+            raise ConfigError(f"--steps {optimization.steps} must be at least 1")
+        for name in ("log_every", "checkpoint_every", "keep", "eval_batches"):
+            if getattr(cadence, name) < 1:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{flag} {getattr(cadence, name)} must be at least 1")
+        if Path(settings.out).is_file():
+            raise CheckpointError(f"{settings.out} is a file; give a directory for the run")
+        rate = schedule(optimization)
+        check_length(config, data.sequence_length)
+        row = jax.ShapeDtypeStruct((data.batch_size, data.sequence_length), np.int32)
+        place_batch({"--batch-size": row}, mesh, DEFAULT_RULES, max(optimization.accumulate, 1))
+        batches = open_batches(data, tokenizer, optimization.seed, cadence.eval_every > 0)
+        return cls(settings, config, batches, mesh, rate)
+
+
+def train(run: Run, model: Any, variables: dict[str, Any]) -> TrainState | None:
+    """Trains to the last step, from the newest checkpoint if the run's directory has one.
+
+    Args:
+      run: what to do.
+      model: to train.
+      variables: its params, and the adapter if only that is trained; consumed.
+
+    Returns:
+      The last state, or None if SIGTERM or Ctrl-C ended the run early (its state is saved).
+
+    Raises:
+      CheckpointError: the directory holds a run with other settings, or cannot be written.
+    """
+    settings, optimization, cadence = (
+        run.settings,
+        run.settings.optimization,
+        run.settings.cadence,
+    )
+    step = make_step(
+        model,
+        CausalLM(z_loss=optimization.z_loss),
+        adamw(run.rate, b2=optimization.beta2, weight_decay=optimization.weight_decay),
+        mesh=run.mesh,
+        accumulate=optimization.accumulate,
+        clip_norm=optimization.clip_norm or None,
+        learning_rate=run.rate,
+    )
+    state = step.init(variables, jax.random.key(optimization.seed + 1))
+    trained, frozen = step.split(state.variables)
+    _announce(run, trained)
+    flops = _flops(run, state.variables, "adapter" in variables)
+    del variables, trained, frozen
+    out = Path(settings.out)
+    held_out = run.batches.held_out
+    checkpointer = Checkpointer(
+        out / "checkpoints",
+        keep=cadence.keep,
+        best=None if held_out is None else ("eval_loss", "min"),
+        config=_record(run),
+        free=FREE,
+        base=str(settings.model),
+    )
+    loggers = [JsonlLogger(out / METRICS)]
+    if cadence.tensorboard:
+        loggers.append(TensorBoardLogger(out / "tensorboard"))
+
+    def evaluation():
+        return itertools.islice(iter(held_out), cadence.eval_batches)
+
+    try:
+        outcome = fit(
+            step,
+            state,
+            run.batches.train,
+            steps=optimization.steps,
+            checkpointer=checkpointer,
+            save_every=cadence.checkpoint_every,
+            eval_batches=None if held_out is None else evaluation,
+            eval_every=cadence.eval_every or None,
+            log_every=cadence.log_every,
+            loggers=loggers,
+            flops_per_step=flops,
+        )
+    finally:
+        checkpointer.close()
+        run.batches.train.close()
+    if outcome.stopped:
+        print(f"stopped after step {outcome.step}; the same command goes on from there")
+        return None
+    print(f"log: {out / METRICS}, checkpoints: {out / 'checkpoints'}")
+    return outcome.state
+
+
+def schedule(optimization: Optimization) -> Any:
+    """The learning rate by update."""
+    peak, steps = optimization.learning_rate, optimization.steps
+    warmup = optimization.warmup
+    match optimization.schedule:
+        case "cosine":
+            return schedules.warmup_cosine(peak, steps, warmup=warmup)
+        case "wsd":
+            return schedules.warmup_stable_decay(peak, steps, warmup=warmup)
+        case "linear":
+            return schedules.linear(peak, steps, warmup=warmup)
+        case "constant":
+            return schedules.constant(peak, warmup=warmup)
+    raise ConfigError(f"no schedule {optimization.schedule!r}; use cosine, wsd, linear or constant")
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """What a checkpoint remembers of the run and compares when it goes on."""
+    record = dataclasses.asdict(run.settings)
+    for name in ("cadence", "hardware", "model", "out", "override", "tokenizer"):
+        record.pop(name, None)
+    for name in ("eval_data", "eval_fraction"):
+        record["data"].pop(name)
+    return record | {"architecture": run.config.to_hf()}
+
+
+def _flops(run: Run, variables: dict[str, Any], adapted: bool) -> float:
+    config, data = run.config, run.settings.data
+    base = matmul_params(variables["params"])
+    layers = getattr(config, "num_hidden_layers", None) or config.n_layer
+    heads = getattr(config, "num_attention_heads", None) or config.n_head
+    width = getattr(config, "head_dim", None) or config.n_embd // heads
+    per_token = train_flops_per_token(
+        tree.count(variables["adapter"]) if adapted else base,
+        layers=layers,
+        attention_width=heads * width,
+        sequence_length=data.sequence_length,
+        frozen=base if adapted else 0,
+    )
+    return per_token * data.batch_size * data.sequence_length
+
+
+def _announce(run: Run, trained: Any) -> None:
+    data = run.settings.data
+    devices = " × ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1)
+    kind = run.mesh.devices.flat[0].device_kind
+    print(
+        f"{tree.count(trained):,} trained parameters, "
+        f"{data.batch_size * data.sequence_length:,} tokens a step, "
+        f"{run.mesh.size} × {kind}" + (f" ({devices})" if devices else "")
+    )
