@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from fmjax.core import tree
 from fmjax.generate import sampling
 from fmjax.generate.prompts import Prompts
+from fmjax.nn.attention import squeeze_cache
 from fmjax.nn.param import abstract
 from fmjax.nn.stack import unstack
 
@@ -143,7 +144,7 @@ def _prefill(model: nn.Module, variables: Variables, prompts: Prompts, controls:
         tokens=jnp.full((B, N), controls.pad, jnp.int32),
         lengths=jnp.zeros((B,), jnp.int32),
         finished=jnp.zeros((B,), bool),
-        cache=filled["cache"],
+        cache=squeeze_cache(filled["cache"]),
         seen=seen,
         logprobs=jnp.zeros((B, N), jnp.float32) if controls.logprobs else None,
     )

@@ -5,6 +5,7 @@ size. Heads come before time, the layout of attention kernels and of the cache.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,14 +29,19 @@ def _xla(
     """The reference: scores and probabilities are held whole, softmax is taken in float32."""
     B, H, T, K = q_BHTK.shape
     G, S = k_BGSK.shape[1], k_BGSK.shape[2]
-    q = (q_BHTK * jnp.asarray(scale, q_BHTK.dtype)).reshape(B, G, H // G, T, K)
-    scores = jnp.einsum("bgrtk,bgsk->bgrts", q, k_BGSK, preferred_element_type=jnp.float32)
+    q = q_BHTK * jnp.asarray(scale, q_BHTK.dtype)
+    # The R = H / G heads of a group meet the same keys. For a single query they stand in the place
+    # of time: with a T of 1 beside them XLA's CPU would transpose the keys first.
+    rows = (H // G,) if T == 1 else (H // G, T)
+    q = q.reshape(B, G, *rows, K)
+    scores = jnp.einsum("bg...k,bgsk->bg...s", q, k_BGSK, preferred_element_type=jnp.float32)
     allowed = mask.dense(T, S)
     if allowed is not None:
+        allowed = allowed if T == 1 else allowed[:, :, None]
         # The most negative finite number: a row that sees nothing gives a mean, not NaN.
-        scores = jnp.where(allowed[:, :, None], scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
     probs = drop(jax.nn.softmax(scores, axis=-1)).astype(v_BGSK.dtype)
-    return jnp.einsum("bgrts,bgsk->bgrtk", probs, v_BGSK).reshape(B, H, T, K)
+    return jnp.einsum("bg...s,bgsk->bg...k", probs, v_BGSK).reshape(B, H, T, K)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"auto": _xla, "xla": _xla}
@@ -104,6 +110,8 @@ def update_cache(
 ) -> tuple[jax.Array, jax.Array]:
     """Writes T new keys and values at slot `index` of the "cache" collection [B, G, S, K].
 
+    A cache from `squeeze_cache`, [B · G, S, K], keeps that shape.
+
     S comes from `mask.valid`. A first call with the Python integer 0 is a prefill: the new keys
     are all that is visible, so they are returned as they are and attention costs T × T instead of
     T × S.
@@ -112,11 +120,25 @@ def update_cache(
       Keys and values to attend to: all S slots, or the T new ones of a prefill.
     """
     B, G, T, K = k_BGTK.shape
-    shape = (B, G, mask.valid.shape[1], K)
+    S = mask.valid.shape[1]
     prefill = isinstance(index, int) and index == 0
+    visible = []
     for name, new in (("key", k_BGTK), ("value", v_BGTK)):
-        slot = module.variable("cache", name, jnp.zeros, shape, new.dtype)
-        slot.value = jax.lax.dynamic_update_slice(slot.value, new, (0, 0, index, 0))
-    if prefill:
-        return k_BGTK, v_BGTK
-    return module.get_variable("cache", "key"), module.get_variable("cache", "value")
+        slot = module.variable("cache", name, jnp.zeros, (B, G, S, K), new.dtype)
+        *rows, _, _ = slot.value.shape
+        start = (0,) * len(rows) + (index, 0)
+        slot.value = jax.lax.dynamic_update_slice(slot.value, new.reshape(*rows, T, K), start)
+        visible.append(new if prefill else slot.value.reshape(B, G, S, K))
+    return visible[0], visible[1]
+
+
+def squeeze_cache(cache: Any) -> Any:
+    """The same cache without a batch or heads axis of size 1: [B · G, S, K], for a loop's carry.
+
+    XLA drops such an axis from the matmuls. With the reshape between the update and the matmul it
+    no longer updates in place: three copies of the cache at every step (CPU, jax 0.10).
+    """
+    return jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[-2:]) if 1 in x.shape[:-2] else x,
+        cache,
+    )
