@@ -1,0 +1,77 @@
+"""Runs that are broken off go on as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("resumable_run.py")
+STEPS = 14
+MEASURED = {"tokens_per_second", "mfu"}
+
+
+def command(out_dir, pace=0.0, steps=STEPS):
+    return [sys.executable, str(SCRIPT), str(out_dir), str(steps), str(pace)]
+
+
+def finish(out_dir, steps=STEPS):
+    done = subprocess.run(command(out_dir, steps=steps), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def log(out_dir):
+    lines = [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp("unbroken")
+    finish(out_dir)
+    return log(out_dir)
+
+
+def break_off(out_dir, number, batch):
+    """Sends the signal when the run asks for this batch."""
+    process = subprocess.Popen(
+        command(out_dir, pace=0.05), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.strip() == f"batch {batch}":
+            os.kill(process.pid, number)
+            break
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("batch", [2, 6])
+def test_killed(tmp_path, unbroken, batch):
+    code, _, _ = break_off(tmp_path, signal.SIGKILL, batch)
+    assert code == -signal.SIGKILL
+    done = finish(tmp_path)
+    assert f"finished {STEPS}" in done.stdout
+    assert log(tmp_path) == unbroken
+
+
+def test_terminated_at_a_step_with_an_evaluation(tmp_path, unbroken):
+    # Batch 4 makes step 5, where an evaluation is due and no checkpoint.
+    code, out, err = break_off(tmp_path, signal.SIGTERM, 4)
+    assert code == 0 and "stopped 5" in out and "stopped after step 5" in err
+    assert (tmp_path / "checkpoints" / "5" / "run" / "run.json").exists()
+    assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5]
+    done = finish(tmp_path)
+    assert "resuming after step 5" in done.stderr
+    assert done.stdout.splitlines()[0] == "batch 5"
+    assert log(tmp_path) == unbroken
+
+
+def test_interrupted_from_the_keyboard(tmp_path, unbroken):
+    code, out, _ = break_off(tmp_path, signal.SIGINT, 6)
+    assert code == 0 and "stopped 7" in out
+    finish(tmp_path)
+    assert log(tmp_path) == unbroken
