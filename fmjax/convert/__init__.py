@@ -12,6 +12,7 @@ from fmjax.convert.save import (
     param_items,
     save_params,
     tensor_items,
+    to_host,
     write_weights,
 )
 from fmjax.convert.transforms import (
@@ -54,6 +55,7 @@ __all__ = [
     "save_params",
     "targets",
     "tensor_items",
+    "to_host",
     "unstacked",
     "write_file",
     "write_weights",

@@ -128,13 +128,14 @@ def _cast_to(own: Any, dtype: Any) -> np.dtype:
 
 def _item(target: Target, i: int, leaf: Any, dtype: Any) -> Item:
     def read() -> np.ndarray:
-        array = _to_host(leaf[i] if target.stacked else leaf)
+        array = to_host(leaf[i] if target.stacked else leaf)
         return target.row.transform.inverse(array)
 
     return Item(target.keys[i], target.file_shape, _cast_to(leaf.dtype, dtype), read)
 
 
-def _to_host(array: Any) -> np.ndarray:
+def to_host(array: Any) -> np.ndarray:
+    """A whole array in host memory; with several processes, gathered on each of them."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(array)

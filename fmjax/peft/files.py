@@ -9,10 +9,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from safetensors import safe_open
 
-from fmjax.convert import Item, Tensor, cast, read_header, read_json, replacing, targets, write_file
+from fmjax.convert import (
+    Item,
+    Tensor,
+    cast,
+    read_header,
+    read_json,
+    replacing,
+    targets,
+    to_host,
+    write_file,
+)
 from fmjax.core import logical, tree
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.peft.adapter import shardings
@@ -60,7 +69,7 @@ def save(
     metadata = {"format": "pt"}
     if params is not None:
         metadata[BASE_KEY] = fingerprint(survey, params)
-    host = {path: _to_host(leaf) for path, leaf in tree.flatten(adapter).items()}
+    host = {path: to_host(leaf) for path, leaf in tree.flatten(adapter).items()}
     tensors = method.pack(spec, survey, host)
     if jax.process_index():
         return
@@ -196,7 +205,7 @@ def _check_copy(name: str, tensor: Tensor, survey: Base, params: tree.Tree | Non
     target = next(t for t in targets(survey.rows, flat) if name in t.keys)
     own = flat[target.path]
     own = target.row.transform.inverse(
-        _to_host(own[target.keys.index(name)] if target.stacked else own)
+        to_host(own[target.keys.index(name)] if target.stacked else own)
     )
     theirs = tensor.view()
     # Equal at the precision of the coarser of the two.
@@ -219,12 +228,6 @@ def _check_base(file: Path, survey: Base, params: tree.Tree) -> None:
             f"{file} was made for another base model (fingerprint {stored[:8]}…, these params have "
             f"{own[:8]}…); load its own base, or pass any_base=True to use it on this one"
         )
-
-
-def _to_host(array: Any) -> np.ndarray:
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
 
 
 def _place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:

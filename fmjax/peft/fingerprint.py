@@ -10,6 +10,7 @@ import numpy as np
 
 from fmjax.convert import targets
 from fmjax.core import tree
+from fmjax.core.checksum import checksum
 from fmjax.peft.base import Base
 
 
@@ -34,16 +35,7 @@ def fingerprint(base: Base, params: Mapping[str, Any]) -> str:
 
 
 def _sum(x: jax.Array) -> jax.Array:
-    """Sum modulo 2³² of a hash of each value and its place."""
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    # The finaliser of MurmurHash3 (Appleby, public domain).
-    h = bits ^ (place * jnp.uint32(0x9E3779B1))
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
+    return checksum(x.astype(jnp.bfloat16))
 
 
 _sums = jax.jit(lambda x, stacked: jax.vmap(_sum)(x) if stacked else _sum(x), static_argnums=1)
