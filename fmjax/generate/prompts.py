@@ -35,11 +35,12 @@ class Prompts:
 
 
 def bucket(n: int) -> int:
-    """`n` rounded up to one of four sizes an octave (16 at least).
+    """`n` rounded up to a multiple of 16, and beyond 128 to one of four sizes an octave.
 
-    One program is compiled for all lengths in a bucket; at most a quarter of its slots is waste.
+    One program is compiled for all lengths in a bucket; beyond 64 less than a fifth of its slots
+    is waste.
     """
-    step = max(16, (1 << (n - 1).bit_length()) // 4)
+    step = max(16, (1 << (n - 1).bit_length()) // 8)
     return -(-n // step) * step
 
 
