@@ -20,12 +20,15 @@ def command_line(name: str, options: Any, wrap: bool = False) -> str:
     Args:
       name: of the sub-command.
       options: its dataclass.
-      wrap: one flag a line, continued with backslashes.
+      wrap: one flag a line, many values too, continued with backslashes.
     """
     parts = [f"fmjax {name}"]
     for flag, value in _flags(options):
         values = value if isinstance(value, tuple) else (value,)
-        parts.append(" ".join([flag, *(shlex.quote(str(v)) for v in values)]))
+        part = " ".join([flag, *(shlex.quote(str(v)) for v in values)])
+        if wrap and len(values) > 2:
+            part = " \\\n        ".join([flag, *(shlex.quote(str(v)) for v in values)])
+        parts.append(part)
     return (" \\\n    " if wrap else " ").join(parts)
 
 

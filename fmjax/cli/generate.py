@@ -53,11 +53,12 @@ class Generate:
 
         from fmjax.core.errors import ConfigError
         from fmjax.generate import generate, stream
+        from fmjax.recipes.models import open_model
 
         if self.samples < 1:
             raise ConfigError(f"--samples {self.samples} must be at least 1")
         prompts = self.prompt or (sys.stdin.read(),)
-        model, variables, tokenizer = self.open()
+        model, variables, tokenizer = open_model(self.model, self.adapter, dtype=self.dtype)
         ids = [self._encode(tokenizer, prompt) for prompt in prompts]
         key = jax.random.key(self.seed)
         settings = {"rng": key, "tokenizer": tokenizer, **self._settings()}
@@ -76,20 +77,6 @@ class Generate:
                 print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
             else:
                 print(("\n" if i else "") + ("" if self.chat else prompt) + text)
-
-    def open(self) -> tuple[Any, dict[str, Any], Any]:
-        import fmjax
-        from fmjax import peft
-        from fmjax.data import check_fits
-        from fmjax.recipes.models import compute_dtype
-
-        tokenizer = fmjax.load_tokenizer(self.model)
-        model, params = fmjax.from_pretrained(self.model, dtype=compute_dtype(self.dtype))
-        check_fits(tokenizer, model.config.vocab_size)
-        variables = {"params": params}
-        if self.adapter is not None:
-            variables["adapter"] = peft.load(self.adapter, model, params)[1]
-        return model, variables, tokenizer
 
     def _encode(self, tokenizer: Any, prompt: str) -> list[int]:
         if not self.chat:

@@ -1,6 +1,6 @@
 """The `fmjax` command: its sub-commands, its errors, its exit codes.
 
-Exit codes: 0 done, 1 a bug in fmjax, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 a bug in fmjax, 2 bad input, 130 interrupted (training saves first).
 """
 
 import errno
@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Union
 
 DESCRIPTION = """One functional JAX library for foundation models: load, pretrain, adapt, measure,
@@ -43,19 +43,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: after `--help` (0) and for a command line that cannot be parsed (2).
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [word for word in arguments if word != "--debug"]
+    arguments, debug = _arguments(argv)
     if arguments == ["--version"]:
         from fmjax import __version__
 
         print(f"fmjax {__version__}")
         return 0
+    return execute(lambda: _parse(arguments).run(), debug)
+
+
+def experiment(
+    defaults: Any,
+    description: str,
+    run: Callable[[Any], Any] = lambda options: options.run(),
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Runs a file of `experiments/`: its settings, changed by the command line.
+
+    Args:
+      defaults: a dataclass instance; its fields become flags.
+      description: for `--help`.
+      run: what to do with the settings.
+      argv: without the program's name; None reads `sys.argv`.
+
+    Returns:
+      The exit code, as of `main`.
+    """
+    import tyro
+
+    from fmjax.cli.console import MARKERS
+
+    arguments, debug = _arguments(argv)
+
+    def parse() -> Any:
+        return tyro.cli(
+            type(defaults),
+            args=arguments,
+            default=defaults,
+            description=description,
+            config=MARKERS,
+        )
+
+    return execute(lambda: run(parse()), debug)
+
+
+def execute(run: Callable[[], Any], debug: bool = False) -> int:
+    """Runs something; prints what it raises as one line on standard error.
+
+    Returns:
+      The exit code.
+    """
     _quieten()
-    command = _parse(arguments)
     try:
-        command.run()
+        # Training says False when a signal ended it early, with its state saved.
+        return 130 if run() is False else 0
     except BrokenPipeError:  # the reader of our output left, as `head` does
+        # What is still in the buffer would raise again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as e:
@@ -64,7 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, message = explain(e)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return code
-    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> tuple[list[str], bool]:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return [word for word in arguments if word != "--debug"], "--debug" in arguments
 
 
 def _quieten() -> None:

@@ -12,7 +12,7 @@ from fmjax.recipes import Cadence, Data, Finetune, Optimization, Pretrain
 
 # The smallest LLaMA-style size; its shape is overridden.
 _BASE = "tinyllama-1.1b"
-_HEAD = 32  # width of an attention head
+HEAD = 32  # width of an attention head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _plan(s: Quickstart, out: Path, rows_evaluated: int, checkpoint_every: int) 
             eval_every=max(steps // 6, 1),
             eval_batches=rows_evaluated,
             checkpoint_every=checkpoint_every,
-            log_every=max(min(steps // 50, 10), 1),
+            log_every=max(min(steps // 40, 10), 1),
         )
 
     return Plan(
@@ -136,8 +136,8 @@ def _plan(s: Quickstart, out: Path, rows_evaluated: int, checkpoint_every: int) 
                 # Three matrices of 8/3 the width cost what two of four times the width do.
                 f"intermediate_size={round(s.hidden_size * 8 / 3 / 32) * 32}",
                 f"num_hidden_layers={s.layers}",
-                f"num_attention_heads={s.hidden_size // _HEAD}",
-                f"num_key_value_heads={s.hidden_size // _HEAD}",
+                f"num_attention_heads={s.hidden_size // HEAD}",
+                f"num_key_value_heads={s.hidden_size // HEAD}",
                 "tie_word_embeddings=true",
             ),
             optimization=Optimization(

@@ -35,15 +35,15 @@ class Quickstart:
     """
 
     out: Path = dataclasses.field(default_factory=_out)
-    vocab_size: int = 2048
+    vocab_size: int = 1024
     hidden_size: int = 256
     layers: int = 4
     sequence_length: int = 128
-    batch_size: int = 16
-    steps: int = 300
+    batch_size: int = 8
+    steps: int = 800
     learning_rate: float = 3e-3
-    adapt_steps: int = 150
-    adapt_learning_rate: float = 5e-3
+    adapt_steps: int = 400
+    adapt_learning_rate: float = 1e-2
     rank: int = 16
     fresh: bool = False
     tiny: bool = False
@@ -64,12 +64,12 @@ class Quickstart:
             rank=4,
         )
 
-    def run(self) -> None:
-        """Runs every stage that is not finished.
+    def run(self) -> bool:
+        """Runs every stage that is not finished; False if a signal ended one early.
 
         Raises:
           FmjaxError: settings that cannot be used, or another run in the directory.
         """
         from fmjax.quickstart.stages import run
 
-        run(self)
+        return run(self)

@@ -17,10 +17,11 @@ from fmjax.core.errors import ConfigError
 from fmjax.data import load_corpus
 from fmjax.generate import Sampling, generate
 from fmjax.quickstart import show
-from fmjax.quickstart.plan import Plan, domains, larger, plan
+from fmjax.quickstart.plan import HEAD, Plan, domains, larger, plan
 from fmjax.quickstart.report import write_report
 from fmjax.quickstart.settings import Quickstart
 from fmjax.recipes.measure import measure, open_subject
+from fmjax.recipes.models import open_model
 from fmjax.recipes.text import open_text, texts
 
 STATE = "quickstart.json"
@@ -29,31 +30,21 @@ NEW_TOKENS = 48
 _TINY_DOCUMENTS = 60
 
 
-def run(settings: Quickstart) -> None:
-    """Runs every stage that is not finished; see `Quickstart`."""
+def run(settings: Quickstart) -> bool:
+    """Runs every stage that is not finished; False if a signal ended one early."""
     settings = settings.sized()
+    _check(settings)
     progress = Progress.open(settings)
     now, again = plan(settings), larger(settings)
     show.opening(settings)
     if settings.tiny:
         _write_tiny_text(settings)
 
-    def tokenizer() -> dict[str, Any]:
-        now.tokenizer.run()
-        return {}
-
-    def pretrain() -> dict[str, Any]:
-        _complete(now.pretrain.run())
-        return {}
-
-    def adapt() -> dict[str, Any]:
-        _complete(now.adapt.run())
-        return {}
-
-    stages: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
-        ("tokenizer", "tokenizer", tokenizer),
-        ("pretrain", "train", pretrain),
-        ("adapt", "finetune", adapt),
+    # Name, sub-command, and what to do: gives results, or False if it was stopped.
+    stages: list[tuple[str, str, Callable[[], Any]]] = [
+        ("tokenizer", "tokenizer", now.tokenizer.run),
+        ("pretrain", "train", now.pretrain.run),
+        ("adapt", "finetune", now.adapt.run),
         ("measure", "eval", lambda: _measure(settings, now)),
         ("sample", "generate", lambda: _sample(settings, now)),
     ]
@@ -61,8 +52,8 @@ def run(settings: Quickstart) -> None:
         show.stage(number, len(stages) + 1, name, settings, now)
         if progress.finished(name):
             show.finished()
-        else:
-            progress.run(name, stage)
+        elif not progress.run(name, stage):
+            return False
         if name == "measure":
             show.perplexity(domains(settings), progress.results("measure"))
         if name == "sample":
@@ -71,11 +62,17 @@ def run(settings: Quickstart) -> None:
     show.stage(len(stages) + 1, len(stages) + 1, "report", settings, now)
     report = write_report(settings, now, again, progress.stages, _machine())
     show.closing(settings, now, report, progress.seconds())
+    return True
 
 
-def _complete(done: bool) -> None:
-    if not done:
-        raise KeyboardInterrupt
+def _check(settings: Quickstart) -> None:
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+            flag = "--" + field.name.replace("_", "-")
+            raise ConfigError(f"{flag} {value} must be above 0")
+    if settings.hidden_size % HEAD:
+        raise ConfigError(f"--hidden-size {settings.hidden_size} is not a multiple of {HEAD}")
 
 
 @dataclasses.dataclass
@@ -118,6 +115,8 @@ class Progress:
             before = content["settings"]
         except (ValueError, KeyError, TypeError) as e:
             raise ConfigError(f"{path} is damaged; start over with --fresh") from e
+        if not content.get("stages"):  # nothing that would be lost
+            return cls(path, {"settings": wanted, "stages": {}})
         for name, value in wanted.items():
             if before.get(name) != value:
                 flag = "--" + name.replace("_", "-")
@@ -141,13 +140,16 @@ class Progress:
         """Of all stages together."""
         return sum(stage["seconds"] for stage in self.stages.values())
 
-    def run(self, name: str, stage: Callable[[], dict[str, Any]]) -> None:
-        """Runs a stage and remembers it."""
+    def run(self, name: str, stage: Callable[[], Any]) -> bool:
+        """Runs a stage and remembers it; False if it was stopped."""
         self._save()  # marks the directory as the quickstart's before anything else lies in it
         started = time.perf_counter()
         results = stage()
+        if results is False:
+            return False
         self.stages[name] = {"seconds": time.perf_counter() - started, "results": results}
         self._save()
+        return True
 
     def _save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +188,7 @@ def _sample(settings: Quickstart, now: Plan) -> dict[str, Any]:
     prompts = [prompt for domain in domains(settings) for prompt in domain.prompts]
     found: dict[str, Any] = {}
     for label, adapter in (("before", None), ("after", now.generate.adapter)):
-        model, variables, tokenizer = dataclasses.replace(now.generate, adapter=adapter).open()
+        model, variables, tokenizer = open_model(now.generate.model, adapter)
         output = generate(
             model,
             variables,

@@ -7,15 +7,13 @@ from typing import Any
 
 import jax
 
-from fmjax import peft
 from fmjax.core import logical
 from fmjax.core.errors import ConfigError
-from fmjax.data import Source, Tokenizer, check_fits, eval_batches, load_tokenizer
+from fmjax.data import Source, Tokenizer, eval_batches
 from fmjax.evals import Perplexity, perplexity
-from fmjax.hub import from_pretrained
 from fmjax.objectives.causal_lm import CausalLM
 from fmjax.parallel import DEFAULT_RULES, shard_batch
-from fmjax.recipes.models import compute_dtype, parse_mesh
+from fmjax.recipes.models import open_model, parse_mesh
 from fmjax.recipes.text import texts
 
 
@@ -46,13 +44,8 @@ def open_subject(
     Raises:
       FmjaxError: what cannot be read, does not fit or does not divide.
     """
-    tokenizer = load_tokenizer(model)
     devices = parse_mesh(mesh)
-    module, params = from_pretrained(model, dtype=compute_dtype(dtype), mesh=devices)
-    check_fits(tokenizer, module.config.vocab_size)
-    variables = {"params": params}
-    if adapter is not None:
-        variables["adapter"] = peft.load(adapter, module, params)[1]
+    module, variables, tokenizer = open_model(model, adapter, dtype=dtype, mesh=devices)
     return subject(module, variables, tokenizer, devices)
 
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 
+from fmjax import peft
 from fmjax.convert import read_json
 from fmjax.core.errors import ConfigError, ShardingError, TokenizerError
 from fmjax.data import Tokenizer, check_fits, load_tokenizer
-from fmjax.hub import read_config
+from fmjax.hub import from_pretrained, read_config
 from fmjax.models.config import ModelConfig
 from fmjax.models.registry import get_family, presets
 from fmjax.parallel import AXES, make_mesh
@@ -87,6 +89,26 @@ def resolve_directory(directory: str | Path, tokenizer: str = "") -> Start:
     found = load_tokenizer(tokenizer or directory)
     check_fits(found, config.vocab_size)
     return Start(config, found, directory)
+
+
+def open_model(
+    directory: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    dtype: str = "auto",
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[nn.Module, dict[str, Any], Tokenizer]:
+    """A model to use as it is: module, variables (with the adapter, if one is named), tokenizer.
+
+    Raises:
+      FmjaxError: what cannot be read or does not fit.
+    """
+    tokenizer = resolve_directory(directory).tokenizer
+    model, params = from_pretrained(directory, dtype=compute_dtype(dtype), mesh=mesh)
+    variables = {"params": params}
+    if adapter is not None:
+        variables["adapter"] = peft.load(adapter, model, params)[1]
+    return model, variables, tokenizer
 
 
 def _read(file: Path) -> dict[str, Any]:

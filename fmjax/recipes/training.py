@@ -102,6 +102,10 @@ def train(run: Run, model: Any, variables: dict[str, Any]) -> TrainState | None:
     )
     state = step.init(variables, jax.random.key(optimization.seed + 1))
     trained, frozen = step.split(state.variables)
+    # Tracing finds what does not fit before the run's directory is made.
+    rows = (run.settings.data.batch_size, run.settings.data.sequence_length)
+    names = ("input_ids", "position_ids", "segment_ids")
+    step.lower(state, {name: jax.ShapeDtypeStruct(rows, np.int32) for name in names})
     _announce(run, trained)
     flops = _flops(run, state.variables, "adapter" in variables)
     del variables, trained, frozen
