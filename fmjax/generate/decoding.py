@@ -32,7 +32,6 @@ class Controls:
       eos: i32 [E], tokens that end a row.
       pad: i32 [], fills a row that has ended.
       key: PRNG key, or None for greedy decoding.
-      top_k: static, see `Sampling`.
       new_slots: static, N.
       logprobs: static, whether to keep log-probabilities.
     """
@@ -41,7 +40,6 @@ class Controls:
     eos: jax.Array
     pad: jax.Array
     key: jax.Array | None
-    top_k: int = flax.struct.field(pytree_node=False)
     new_slots: int = flax.struct.field(pytree_node=False)
     logprobs: bool = flax.struct.field(pytree_node=False)
 
@@ -154,7 +152,7 @@ def _prefill(model: nn.Module, variables: Variables, prompts: Prompts, controls:
 def _choose(state: State, logits_BV: jax.Array, controls: Controls) -> State:
     """Adds one token to every row that has not ended."""
     step, live = state.step, ~state.finished
-    scores_BV = sampling.process(logits_BV, controls.numbers, controls.top_k, state.seen)
+    scores_BV = sampling.process(logits_BV, controls.numbers, state.seen)
     if controls.key is None:
         token_B = jnp.argmax(scores_BV, -1).astype(jnp.int32)
     else:

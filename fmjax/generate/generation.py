@@ -108,21 +108,19 @@ def generate(
         pad_token_id,
         return_logprobs,
     )
+    texts = [TextStream(tokenizer, row, stop) for row in run.rows] if tokenizer else []
     if stop:
-        streams = [TextStream(tokenizer, row, stop) for row in run.rows]
-        *_, (tokens, lengths, logprobs, _) = _chunks(run, streams, _STOP_CHUNK)
+        *_, (tokens, lengths, logprobs, _) = _chunks(run, texts, _STOP_CHUNK)
     else:
-        state = decoding.run(*run.operands, run.limit)
-        tokens, lengths, logprobs = _to_host(run, state)
-        streams = [TextStream(tokenizer, row) for row in run.rows] if tokenizer else []
-        for stream_, row, length in zip(streams, tokens, lengths, strict=bool(streams)):
-            stream_.push(_without_eos(run, row[:length]))
-            stream_.flush()
+        tokens, lengths, logprobs = _to_host(run, decoding.run(*run.operands, run.limit))
+        for i, text in enumerate(texts):
+            text.push(_without_eos(run, tokens[i, : lengths[i]]))
+            text.flush()
     return GenerateOutput(
         tokens=tokens,
         lengths=lengths,
         logprobs=logprobs,
-        texts=[stream_.text for stream_ in streams] if tokenizer else None,
+        texts=[text.text for text in texts] if tokenizer else None,
     )
 
 
@@ -168,26 +166,26 @@ def stream(
         pad_token_id,
         False,
     )
-    streams = [TextStream(tokenizer, run.rows[0], stop)]
-    return (pieces[0] for *_, pieces in _chunks(run, streams, every) if pieces[0])
+    text = TextStream(tokenizer, run.rows[0], stop)
+    return (pieces[0] for *_, pieces in _chunks(run, [text], every) if pieces[0])
 
 
 def _chunks(
-    run: _Run, streams: Sequence[TextStream], size: int
+    run: _Run, texts: Sequence[TextStream], size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str]]]:
     """Decodes `size` steps at a time; yields (tokens, lengths, logprobs, new text of each row).
 
     A row ends where its text meets a stop string; what was decoded beyond that is taken back.
     """
     state = decoding.prefill(*run.operands)
-    done = np.zeros(len(run.rows), np.int64)  # tokens of each row that its stream has
+    done = np.zeros(len(run.rows), np.int64)  # tokens of each row that its text has
     ended = np.zeros(len(run.rows), bool)
     while True:
         tokens, lengths, logprobs = _to_host(run, state)
         step = int(state.step)
         finished = np.array(state.finished) | (step >= run.limit)
-        pieces = [""] * len(streams)
-        for i, text in enumerate(streams):
+        pieces = [""] * len(texts)
+        for i, text in enumerate(texts):
             while not ended[i] and done[i] < lengths[i]:
                 pieces[i] += text.push(_without_eos(run, tokens[i, done[i] : done[i] + 1]))
                 done[i] += 1
@@ -257,7 +255,6 @@ def _prepare(
         eos=np.array(eos, np.int32),
         pad=np.int32(pad_token_id),
         key=None if sampling.greedy else rng,
-        top_k=0 if sampling.greedy else sampling.top_k,
         new_slots=bucket(max_new_tokens),
         logprobs=logprobs,
     )

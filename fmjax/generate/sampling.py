@@ -18,8 +18,7 @@ from fmjax.core.errors import ConfigError
 class Sampling:
     """How the next token is chosen. The defaults are greedy decoding.
 
-    Changing a number does not recompile anything; switching a processor on or off, or changing
-    `top_k`, does.
+    Changing a number does not recompile anything; switching a processor on or off does.
 
     Attributes:
       temperature: divides the logits; 0 takes the most probable token (greedy), and then `top_k`,
@@ -64,12 +63,15 @@ class Sampling:
         return self.temperature == 0
 
     def numbers(self) -> dict[str, float]:
-        """The settings that are at work, by name, for `process`; `top_k` is static and not here."""
-        chosen = {"repetition_penalty": self.repetition_penalty}
+        """The settings that are at work, by name, for `process`."""
+        neutral = {"repetition_penalty": 1}
         if not self.greedy:
-            chosen |= {"temperature": self.temperature, "top_p": self.top_p, "min_p": self.min_p}
-        neutral = {"repetition_penalty": 1, "temperature": None, "top_p": 1, "min_p": 0}
-        return {name: float(value) for name, value in chosen.items() if value != neutral[name]}
+            neutral |= {"temperature": None, "top_k": 0, "top_p": 1, "min_p": 0}
+        return {
+            name: float(getattr(self, name))
+            for name, nothing in neutral.items()
+            if getattr(self, name) != nothing
+        }
 
 
 GREEDY = Sampling()
@@ -78,15 +80,13 @@ GREEDY = Sampling()
 def process(
     logits_BV: jax.Array,
     numbers: Mapping[str, jax.Array | float],
-    top_k: int = 0,
     seen_BV: jax.Array | None = None,
 ) -> jax.Array:
-    """The logits after every processor that `numbers` and `top_k` switch on.
+    """The logits after every processor that `numbers` switches on.
 
     Args:
       logits_BV: f32 [B, V].
       numbers: from `Sampling.numbers`.
-      top_k: static; 0 switches it off.
       seen_BV: bool [B, V], the tokens of each row's prompt (padding aside) and text so far; needed
         for the repetition penalty.
 
@@ -97,8 +97,8 @@ def process(
         logits_BV = penalise(logits_BV, seen_BV, numbers["repetition_penalty"])
     if "temperature" in numbers:
         logits_BV = logits_BV / numbers["temperature"]
-    if top_k:
-        logits_BV = keep_top_k(logits_BV, top_k)
+    if "top_k" in numbers:
+        logits_BV = keep_top_k(logits_BV, numbers["top_k"])
     if "top_p" in numbers:
         logits_BV = keep_top_p(logits_BV, numbers["top_p"])
     if "min_p" in numbers:
@@ -112,36 +112,41 @@ def penalise(logits_BV: jax.Array, seen_BV: jax.Array, penalty: float | jax.Arra
     return jnp.where(seen_BV, penalised, logits_BV)
 
 
-def keep_top_k(logits_BV: jax.Array, k: int) -> jax.Array:
+def keep_top_k(logits_BV: jax.Array, k: float | jax.Array) -> jax.Array:
     """−∞ below the k-th largest logit; ties with it stay."""
-    kth_B1 = jax.lax.top_k(logits_BV, min(k, logits_BV.shape[-1]))[0][..., -1:]
-    return jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
+    return _keep_largest(logits_BV, jnp.ones_like(logits_BV), k)
 
 
 def keep_top_p(logits_BV: jax.Array, p: float | jax.Array) -> jax.Array:
     """−∞ for each token if those more probable than it already hold a mass of `p`.
 
-    Tokens of equal probability stay or go together. The least probability that stays is found by
-    bisection over the bit patterns of [0, 1], which order like the floats: 31 passes over the
-    vocabulary, where a sort takes log² V.
+    Tokens of equal probability stay or go together.
     """
-    probs_BV = jax.nn.softmax(logits_BV, axis=-1)
+    return _keep_largest(logits_BV, jax.nn.softmax(logits_BV, axis=-1), p)
 
-    def above(least_B1: jax.Array) -> jax.Array:
-        floor_B1 = jax.lax.bitcast_convert_type(least_B1, jnp.float32)
-        return jnp.sum(jnp.where(probs_BV > floor_B1, probs_BV, 0), axis=-1, keepdims=True)
+
+def _keep_largest(
+    logits_BV: jax.Array, weights_BV: jax.Array, bound: float | jax.Array
+) -> jax.Array:
+    """−∞ for each logit if the larger ones already weigh `bound` (above 0).
+
+    The least logit that stays is found by bisection over the 2³² bit patterns: 32 passes over the
+    vocabulary, where a sort takes more (log² V on an accelerator) and is slow on CPU.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(logits_BV, jnp.int32)
+    order_BV = bits_BV ^ ((bits_BV >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
-        middle = (low + high) // 2
-        enough = above(middle) < p
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean, rounded down, without overflow
+        above = jnp.sum(jnp.where(order_BV > middle, weights_BV, 0), axis=-1, keepdims=True)
+        return jnp.where(above < bound, low, middle + 1), jnp.where(above < bound, middle, high)
 
-    # The largest probability always stays, so the answer is at most that.
-    top_B1 = jax.lax.bitcast_convert_type(probs_BV.max(-1, keepdims=True), jnp.int32)
-    least_B1, _ = jax.lax.fori_loop(0, 31, halve, (jnp.zeros_like(top_B1), top_B1))
-    keep_BV = probs_BV >= jax.lax.bitcast_convert_type(least_B1, jnp.float32)
-    return jnp.where(keep_BV, logits_BV, -jnp.inf)
+    # Nothing is above the largest logit, so the least one that stays is at most that.
+    high_B1 = jnp.max(order_BV, axis=-1, keepdims=True)
+    low_B1 = jnp.full_like(high_B1, jnp.iinfo(jnp.int32).min)
+    least_B1, _ = jax.lax.fori_loop(0, 32, halve, (low_B1, high_B1))
+    return jnp.where(order_BV >= least_B1, logits_BV, -jnp.inf)
 
 
 def keep_min_p(logits_BV: jax.Array, p: float | jax.Array) -> jax.Array:

@@ -70,7 +70,6 @@ def test_the_loop_ends_when_every_row_has(llama):
         eos=free.tokens[0, 2:3],
         pad=np.int32(0),
         key=None,
-        top_k=0,
         new_slots=16,
         logprobs=False,
     )
@@ -265,7 +264,6 @@ def test_the_cache_is_updated_in_place():
             eos=np.zeros(1, np.int32),
             pad=np.int32(0),
             key=None,
-            top_k=0,
             new_slots=128,
             logprobs=False,
         )

@@ -44,6 +44,13 @@ def test_top_p(p):
     assert np.isfinite(ours).any(-1).all()
 
 
+def test_logits_of_minus_infinity_stay_out():
+    logits = np.where(LOGITS > 2, LOGITS, -np.inf)
+    for ours in (keep_top_k(logits, 150), keep_top_p(logits, 0.999999), keep_top_p(logits, 1.0)):
+        np.testing.assert_array_equal(np.isfinite(ours) & (LOGITS <= 2), False)
+        assert (np.isfinite(ours).sum(-1) >= np.isfinite(logits).sum(-1) - 1).all()
+
+
 def test_top_p_treats_equal_tokens_alike():
     logits = np.log(np.array([[0.4, 0.2, 0.2, 0.1, 0.1]], np.float32))
     np.testing.assert_array_equal(
@@ -87,7 +94,7 @@ def test_all_processors_in_transformers_order():
         ]
     )
     sampling = Sampling(0.7, top_k=40, top_p=0.8, min_p=0.05, repetition_penalty=1.2)
-    ours = process(jnp.asarray(LOGITS), sampling.numbers(), sampling.top_k, seen)
+    ours = process(jnp.asarray(LOGITS), sampling.numbers(), seen)
     expected = theirs(reference, LOGITS, ids)
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(expected))
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
@@ -97,7 +104,7 @@ def test_all_processors_in_transformers_order():
 def test_neutral_settings_do_nothing():
     assert Sampling().numbers() == {}
     assert Sampling(temperature=1.0).numbers() == {"temperature": 1.0}
-    assert Sampling(top_p=0.5, min_p=0.1).numbers() == {}  # greedy
+    assert Sampling(top_k=3, top_p=0.5, min_p=0.1).numbers() == {}  # greedy
     np.testing.assert_array_equal(process(LOGITS, {"temperature": 1.0}), LOGITS)
 
 
