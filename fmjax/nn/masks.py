@@ -40,7 +40,8 @@ class Mask:
           keys: S, the number of key slots.
 
         Returns:
-          bool, broadcastable to [B, 1, T, S], True where the query sees the key; None if all is seen.
+          bool, broadcastable to [B, 1, T, S], True where the query sees the key. None
+          where every query sees every key.
         """
         q_T1 = (jnp.arange(queries) + self.offset)[:, None]
         k_1S = jnp.arange(keys)[None, :]

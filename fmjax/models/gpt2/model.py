@@ -18,6 +18,7 @@ from fmjax.nn.decoder import DecoderContext, decoder_context
 from fmjax.nn.dense import Dense
 from fmjax.nn.dropout import dropout
 from fmjax.nn.embed import Embed
+from fmjax.nn.head import lm_head
 from fmjax.nn.mlp import MLP
 from fmjax.nn.norms import LayerNorm
 from fmjax.nn.outputs import CausalLMOutput
@@ -140,20 +141,9 @@ class GPT2(nn.Module):
             collect=output_hidden_states,
         )
         x = LayerNorm(cfg.layer_norm_epsilon, ex, name="ln_f")(x)
-        last = x[:, -logits_to_keep:]
-        if cfg.tie_word_embeddings:
-            logits = wte.attend(last)
-        else:
-            logits = Dense(
-                cfg.vocab_size,
-                ("embed", "vocab"),
-                kernel_init=init,
-                execution=ex,
-                out_dtype=jnp.float32,
-                name="lm_head",
-            )(last)
+        tied = wte if cfg.tie_word_embeddings else None
         return CausalLMOutput(
-            logits=constrain(logits, ("batch", "seq", "act_vocab")),
+            logits=lm_head(x, cfg.vocab_size, tied, init, ex, logits_to_keep),
             last_hidden_state=x,
             hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
         )

@@ -17,6 +17,7 @@ from fmjax.nn.attention import attention
 from fmjax.nn.decoder import DecoderContext, decoder_context
 from fmjax.nn.dense import Dense
 from fmjax.nn.embed import Embed
+from fmjax.nn.head import lm_head
 from fmjax.nn.mlp import GatedMLP
 from fmjax.nn.norms import RMSNorm
 from fmjax.nn.outputs import CausalLMOutput
@@ -142,20 +143,9 @@ class Llama(nn.Module):
             collect=output_hidden_states,
         )
         x = RMSNorm(cfg.rms_norm_eps, ex, name="norm")(x)
-        last = x[:, -logits_to_keep:]
-        if cfg.tie_word_embeddings:
-            logits = embed.attend(last)
-        else:
-            logits = Dense(
-                cfg.vocab_size,
-                ("embed", "vocab"),
-                kernel_init=init,
-                execution=ex,
-                out_dtype=jnp.float32,
-                name="lm_head",
-            )(last)
+        tied = embed if cfg.tie_word_embeddings else None
         return CausalLMOutput(
-            logits=constrain(logits, ("batch", "seq", "act_vocab")),
+            logits=lm_head(x, cfg.vocab_size, tied, init, ex, logits_to_keep),
             last_hidden_state=x,
             hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
         )
