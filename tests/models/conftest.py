@@ -108,6 +108,28 @@ def compare_gradients(hf, model, params):
         assert np.abs(grad).max() > 1e-3 or name.endswith("k_proj.bias"), name
 
 
+def compare_greedy(hf, model, params, new_tokens=8):
+    """Greedy continuations of prompts of unequal length, left-padded for the reference."""
+    import torch
+
+    rng = np.random.default_rng(2)
+    prompts = [rng.integers(3, VOCAB, n).tolist() for n in (5, 1, 3)]
+    ids = np.array([[0] * (5 - len(p)) + p for p in prompts])
+    mask = np.array([[0] * (5 - len(p)) + [1] * len(p) for p in prompts])
+    theirs = hf.generate(
+        torch.tensor(ids),
+        attention_mask=torch.tensor(mask),
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        eos_token_id=[],
+        pad_token_id=0,
+    )
+    ours = fmjax.generate(
+        model, {"params": params}, prompts, max_new_tokens=new_tokens, eos_token_id=()
+    )
+    np.testing.assert_array_equal(ours.tokens, theirs[:, 5:].numpy())
+
+
 @pytest.fixture(scope="session")
 def parity():
     return SimpleNamespace(
@@ -115,5 +137,6 @@ def parity():
         logits=compare_logits,
         export=compare_export,
         gradients=compare_gradients,
+        greedy=compare_greedy,
         vocab=VOCAB,
     )

@@ -38,11 +38,12 @@ def make(parity, directory, name, dtype="float32"):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_export(parity, tmp_path, name):
+def test_logits_greedy_tokens_and_export(parity, tmp_path, name):
     hf = make(parity, tmp_path / "hf", name)
     model, params = fmjax.from_pretrained(tmp_path / "hf")
     parity.logits(hf, model, params, 10)
     parity.export(hf, tmp_path / "hf", tmp_path / "out", model, params)
+    parity.greedy(hf, model, params, new_tokens=5)
 
 
 @pytest.mark.parametrize("name", ["relu-untied", "inverse-layer", "one-layer-one-head"])
