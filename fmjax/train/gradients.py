@@ -10,7 +10,13 @@ Loss = Callable[..., tuple[jax.Array, tuple[jax.Array, Any, Any]]]
 
 
 def summed_gradients(
-    loss: Loss, trained: Any, extra: Any, batch: Any, key: jax.Array, accumulate: int
+    loss: Loss,
+    trained: Any,
+    extra: Any,
+    batch: Any,
+    key: jax.Array,
+    accumulate: int,
+    shardings: Any = None,
 ) -> tuple[dict[str, Any], Any]:
     """Sums over a batch, and what the objective keeps.
 
@@ -21,6 +27,7 @@ def summed_gradients(
       batch: dict of arrays [B, …], B a multiple of `accumulate`.
       key: microbatch i gets fold_in(key, i).
       accumulate: number of microbatches. With more than one, gradients are summed in f32.
+      shardings: of `trained` on a mesh; gradients are reduced onto the same shards.
 
     Returns:
       {"grads", "loss", "weight", "metrics"}, not normalised, and the new extra.
@@ -31,6 +38,8 @@ def summed_gradients(
         (total, (weight, metrics, extra)), grads = jax.value_and_grad(loss, has_aux=True)(
             trained, extra, batch, rng
         )
+        if shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, shardings)
         return {"grads": grads, "loss": total, "weight": weight, "metrics": metrics}, extra
 
     if accumulate == 1:

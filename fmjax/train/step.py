@@ -191,12 +191,15 @@ class Step:
             shardings = None
             if self.mesh is not None:
                 shardings = jax.tree.map(lambda x: x.sharding, donated)
-                shardings = (shardings, self._replicated(), self._replicated())
-            self._updates[layout] = jax.jit(self._update, donate_argnums=0, out_shardings=shardings)
+            self._updates[layout] = jax.jit(
+                partial(self._update, shardings and shardings[0]),
+                donate_argnums=0,
+                out_shardings=shardings and (shardings, self._replicated(), self._replicated()),
+            )
         arguments = (donated, kept, self.place(batch, self.accumulate))
         return self._updates[layout], arguments, frozen
 
-    def _update(self, donated: Any, kept: Any, batch: Batch) -> Any:
+    def _update(self, shardings: Any, donated: Any, kept: Any, batch: Batch) -> Any:
         trained, opt_state, extra = donated
         frozen, step, rng, skipped = kept
         with self._layout():
@@ -207,6 +210,7 @@ class Step:
                 batch,
                 jax.random.fold_in(rng, step),
                 self.accumulate,
+                shardings,
             )
         weight = sums["weight"]
         norm = global_norm(sums["grads"]) / weight
