@@ -179,13 +179,10 @@ def _record(run: Run) -> dict[str, Any]:
 def _flops(run: Run, variables: dict[str, Any], adapted: bool) -> float:
     config, data = run.config, run.settings.data
     base = matmul_params(variables["params"])
-    layers = getattr(config, "num_hidden_layers", None) or config.n_layer
-    heads = getattr(config, "num_attention_heads", None) or config.n_head
-    width = getattr(config, "head_dim", None) or config.n_embd // heads
     per_token = train_flops_per_token(
         tree.count(variables["adapter"]) if adapted else base,
-        layers=layers,
-        attention_width=heads * width,
+        layers=config.num_hidden_layers,
+        attention_width=config.num_attention_heads * config.head_dim,
         sequence_length=data.sequence_length,
         frozen=base if adapted else 0,
     )

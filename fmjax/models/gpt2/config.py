@@ -77,6 +77,28 @@ class GPT2Config(ModelConfig):
         """Rows of the table of learned positions."""
         return self.n_positions
 
+    # The names that the other families' fields bear.
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.n_embd
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """L."""
+        return self.n_layer
+
+    @property
+    def num_attention_heads(self) -> int:
+        """H."""
+        return self.n_head
+
+    @property
+    def head_dim(self) -> int:
+        """K."""
+        return self.n_embd // self.n_head
+
     @property
     def inner(self) -> int:
         """Width of the MLP."""
