@@ -116,7 +116,7 @@ def _plan(s: Quickstart, out: Path, rows_evaluated: int, checkpoint_every: int) 
 
     def cadence(steps: int) -> Cadence:
         return Cadence(
-            eval_every=max(steps // 6, 1),
+            eval_every=-(-steps // 6),
             eval_batches=rows_evaluated,
             checkpoint_every=checkpoint_every,
             log_every=max(min(steps // 40, 10), 1),
@@ -141,7 +141,10 @@ def _plan(s: Quickstart, out: Path, rows_evaluated: int, checkpoint_every: int) 
                 "tie_word_embeddings=true",
             ),
             optimization=Optimization(
-                steps=s.steps, learning_rate=s.learning_rate, warmup=max(s.steps // 15, 1)
+                steps=s.steps,
+                learning_rate=s.learning_rate,
+                schedule="linear",
+                warmup=max(s.steps // 15, 1),
             ),
             cadence=cadence(s.steps),
         ),
@@ -154,6 +157,7 @@ def _plan(s: Quickstart, out: Path, rows_evaluated: int, checkpoint_every: int) 
             optimization=Optimization(
                 steps=s.adapt_steps,
                 learning_rate=s.adapt_learning_rate,
+                schedule="linear",
                 warmup=max(s.adapt_steps // 15, 1),
             ),
             cadence=cadence(s.adapt_steps),

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fmjax import report as html
 from fmjax.cli.console import command_line, number
+from fmjax.convert import open_directory
 from fmjax.quickstart.plan import Plan, domains
 from fmjax.quickstart.settings import Quickstart
 from fmjax.quickstart.show import UNITS
@@ -71,14 +73,7 @@ def write_report(
 
 def _parameters(now: Plan) -> str:
     """Counted from the headers of the exported weights."""
-    from fmjax.convert import open_directory
-
-    total = 0
-    for tensor in open_directory(now.adapt.model).values():
-        count = 1
-        for size in tensor.shape:
-            count *= size
-        total += count
+    total = sum(math.prod(t.shape) for t in open_directory(now.adapt.model).values())
     return f"{total / 1e6:.1f} million" if total >= 1e6 else number(total)
 
 
@@ -129,7 +124,14 @@ def _perplexity(settings: Quickstart, results: Mapping[str, Any]) -> str:
         "per word and per byte compare across tokenizers.",
         best,
     )
-    return html.section("Perplexity", table)
+    _, second = domains(settings)
+    before, after = (results[when][second.title]["per_token"] for when in ("before", "after"))
+    summary = (
+        f"The adapter takes the model's perplexity on {second.title} from {_figure(before)} to "
+        f"{_figure(after)} per token; what it costs on the text of the pretraining, the first rows "
+        "show. The model itself is unchanged: without the adapter it is as good as before."
+    )
+    return html.section("Perplexity", html.note(summary), table)
 
 
 def _figure(x: float) -> str:

@@ -43,8 +43,8 @@ class Quickstart:
     steps: int = 800
     learning_rate: float = 3e-3
     adapt_steps: int = 400
-    adapt_learning_rate: float = 1e-2
-    rank: int = 16
+    adapt_learning_rate: float = 5e-3
+    rank: int = 32
     fresh: bool = False
     tiny: bool = False
 
