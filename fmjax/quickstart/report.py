@@ -57,9 +57,10 @@ def write_report(
         html.section(
             "Every stage again, larger",
             html.note(
-                "Each command does one stage of this run with more of everything: data that fit "
-                "on a line, a model four to eight times as large. Put files of your own "
-                "(.txt or .jsonl) behind --data. A stopped command goes on when run again."
+                "Each command does one stage of this run with eight times the parameters and "
+                "eight times the text seen: minutes on an accelerator, hours on a CPU. Put files "
+                "of your own (.txt or .jsonl) behind --data. A stopped command goes on when run "
+                "again."
             ),
             *(
                 html.code(command_line(name, options, wrap=True), _STAGES[name])
