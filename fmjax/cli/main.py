@@ -175,7 +175,3 @@ def explain(e: BaseException) -> tuple[int, str]:
         f"unexpected {type(e).__name__}: {text}; this is a bug in fmjax: run again with --debug "
         "and report the traceback"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

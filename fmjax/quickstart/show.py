@@ -3,6 +3,7 @@
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fmjax.quickstart.plan import Domain, Plan
@@ -23,7 +24,7 @@ def console() -> Console:
 def opening(settings: Quickstart) -> None:
     console().print(
         f"[bold]fmjax quickstart[/]: a small language model, from raw text to shipped files, in "
-        f"{settings.out}"
+        f"{escape(str(settings.out))}"
     )
 
 
@@ -40,7 +41,7 @@ def stage(number: int, total: int, name: str, settings: Quickstart, now: Plan) -
         "sample": "let both continue the same prompts",
         "report": f"write the report → {settings.out / 'report.html'}",
     }[name]
-    console().print(f"\n[bold cyan]{number}/{total} {name}[/]: {text}")
+    console().print(f"\n[bold cyan]{number}/{total} {name}[/]: {escape(text)}")
 
 
 def finished() -> None:
@@ -76,11 +77,13 @@ def samples(results: dict[str, Any]) -> None:
 def closing(settings: Quickstart, now: Plan, report: Any, seconds: float) -> None:
     """Where everything lies."""
     minutes, rest = divmod(round(seconds), 60)
-    console().print(
-        f"\n[bold]done in {minutes} min {rest:02d} s[/]\n"
-        f"  report       {report}\n"
-        f"  model        {now.adapt.model}  (transformers: AutoModelForCausalLM.from_pretrained)\n"
-        f"  adapter      {now.evaluate.adapter}  (peft: PeftModel.from_pretrained)\n"
-        f"  tokenizer    {now.tokenizer.out}\n"
-        f"  everything   {settings.out}"
-    )
+    console().print(f"\n[bold]done in {minutes} min {rest:02d} s[/]")
+    places = {
+        "report": f"{report}",
+        "model": f"{now.adapt.model}  (transformers: AutoModelForCausalLM.from_pretrained)",
+        "adapter": f"{now.evaluate.adapter}  (peft: PeftModel.from_pretrained)",
+        "tokenizer": f"{now.tokenizer.out}",
+        "everything": f"{settings.out}",
+    }
+    for what, where in places.items():
+        console().print(f"  {what:11} {where}", markup=False)

@@ -37,20 +37,22 @@ def run(settings: Quickstart) -> bool:
     progress = Progress.open(settings)
     now, again = plan(settings), larger(settings)
     show.opening(settings)
+    progress.save()  # marks the directory as the quickstart's before anything else lies in it
     if settings.tiny:
         _write_tiny_text(settings)
 
-    # Name, sub-command, and what to do: gives results, or False if it was stopped.
-    stages: list[tuple[str, str, Callable[[], Any]]] = [
-        ("tokenizer", "tokenizer", now.tokenizer.run),
-        ("pretrain", "train", now.pretrain.run),
-        ("adapt", "finetune", now.adapt.run),
-        ("measure", "eval", lambda: _measure(settings, now)),
-        ("sample", "generate", lambda: _sample(settings, now)),
+    # Name, sub-command, what must be there afterwards, and what to do: gives results, or False if
+    # it was stopped.
+    stages: list[tuple[str, str, Path, Callable[[], Any]]] = [
+        ("tokenizer", "tokenizer", now.tokenizer.out, now.tokenizer.run),
+        ("pretrain", "train", now.adapt.model, now.pretrain.run),
+        ("adapt", "finetune", now.evaluate.adapter, now.adapt.run),
+        ("measure", "eval", progress.path, lambda: _measure(settings, now)),
+        ("sample", "generate", progress.path, lambda: _sample(settings, now)),
     ]
-    for number, (name, command, stage) in enumerate(stages, 1):
+    for number, (name, command, product, stage) in enumerate(stages, 1):
         show.stage(number, len(stages) + 1, name, settings, now)
-        if progress.finished(name):
+        if progress.finished(name) and product.exists():
             show.finished()
         elif not progress.run(name, stage):
             return False
@@ -142,16 +144,16 @@ class Progress:
 
     def run(self, name: str, stage: Callable[[], Any]) -> bool:
         """Runs a stage and remembers it; False if it was stopped."""
-        self._save()  # marks the directory as the quickstart's before anything else lies in it
         started = time.perf_counter()
         results = stage()
         if results is False:
             return False
         self.stages[name] = {"seconds": time.perf_counter() - started, "results": results}
-        self._save()
+        self.save()
         return True
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Writes the file, all of it or nothing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f".{STATE}.part")
         part.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")

@@ -89,7 +89,7 @@ def test_help_imports_no_jax():
 
 
 def test_exit_codes_of_the_process(tmp_path):
-    command = [sys.executable, "-m", "fmjax.cli.main", "eval", "--model", "no", "--data", "kjv"]
+    command = [sys.executable, "-m", "fmjax", "eval", "--model", "no", "--data", "kjv"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
@@ -222,7 +222,7 @@ def test_a_stopped_run_saves_and_goes_on(train_args, tmp_path):
     arguments = with_steps(train_args, 100_000)
     arguments += ["--eval-every", "0", "--schedule", "constant"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "fmjax.cli.main", *arguments],
+        [sys.executable, "-m", "fmjax", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     deadline = time.time() + 120

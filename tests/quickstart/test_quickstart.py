@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import time
 
 import numpy as np
@@ -90,6 +91,16 @@ def test_finished_stages_are_kept(finished, capsys):
     assert capsys.readouterr().out.count("finished in an earlier run") == 5
     assert [file.stat().st_mtime_ns for file in files] == before
     assert (out / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_what_was_deleted_is_made_again(finished, capsys):
+    out, _ = finished
+    weights = out / "pretrain/model/model.safetensors"
+    before = weights.read_bytes()
+    shutil.rmtree(out / "pretrain/model")
+    assert main(["quickstart", "--tiny", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("finished in an earlier run") == 4
+    assert weights.read_bytes() == before  # from the last checkpoint
 
 
 def test_other_settings_need_another_place(finished, capsys):
