@@ -19,6 +19,8 @@ _FAMILIES = {
     "gpt2": ("gpt2", "GPT2Config", "GPT2", "GPT2LMHeadModel"),
     "llama": ("llama", "LlamaConfig", "Llama", "LlamaForCausalLM"),
     "mistral": ("llama", "LlamaConfig", "Llama", "MistralForCausalLM"),
+    "qwen2": ("qwen", "QwenConfig", "Qwen", "Qwen2ForCausalLM"),
+    "qwen3": ("qwen", "QwenConfig", "Qwen", "Qwen3ForCausalLM"),
 }
 
 

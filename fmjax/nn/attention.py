@@ -24,6 +24,7 @@ def _xla(
     v_BGSK: jax.Array,
     mask: Mask,
     scale: float | jax.Array,
+    softcap: float | None,
     drop: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
     """The reference: scores and probabilities are held whole, softmax is taken in float32."""
@@ -35,6 +36,8 @@ def _xla(
     rows = (H // G,) if T == 1 else (H // G, T)
     q = q.reshape(B, G, *rows, K)
     scores = jnp.einsum("bg...k,bgsk->bg...s", q, k_BGSK, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     allowed = mask.dense(T, S)
     if allowed is not None:
         allowed = allowed if T == 1 else allowed[:, :, None]
@@ -55,6 +58,7 @@ def attention(
     mask: Mask,
     *,
     scale: float | jax.Array | None = None,
+    softcap: float | None = None,
     dropout_rate: float = 0.0,
     cache_index: int | jax.Array | None = None,
     implementation: str = "auto",
@@ -68,6 +72,7 @@ def attention(
       v_BSGK: values.
       mask: which query sees which key, over all slots.
       scale: of the scores; default 1 / √K.
+      softcap: bound c of the scores, s → c · tanh(s / c) before masking; None leaves them.
       dropout_rate: of the probabilities, active when a "dropout" key is given.
       cache_index: slot of the first new key (see `update_cache`); None works without a cache.
       implementation: a key of `IMPLEMENTATIONS`.
@@ -99,6 +104,7 @@ def attention(
         v,
         mask,
         K**-0.5 if scale is None else scale,
+        softcap,
         lambda p: dropout(module, p, dropout_rate),
     )
     out = jnp.swapaxes(out_BHTK, 1, 2).reshape(B, T, H * K)

@@ -1,10 +1,12 @@
 """What all layers of a decoder share: who sees whom, where the cache is, where tokens stand."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fmjax.core.errors import DataError
 from fmjax.nn.masks import Mask
@@ -30,6 +32,22 @@ class DecoderContext:
     def cache_index(self) -> int | jax.Array | None:
         """The slot of the first new token: 0 as a Python int in a prefill, None without a cache."""
         return 0 if self.prefill else self.index
+
+    def with_window(self, window: int | jax.Array | None) -> "DecoderContext":
+        """The context of a layer with a window of its own; None leaves the shared one."""
+        return self if window is None else self.replace(mask=self.mask.replace(window=window))
+
+
+def split_windows(windows: Sequence[int | None]) -> tuple[int | None, np.ndarray | None]:
+    """Sliding windows, one a layer (None: sees everything), as what layers share and what not.
+
+    Returns:
+      (window, None) where all are the same, else (None, i32 [L]): the `per_layer` of the stack.
+    """
+    if len(set(windows)) == 1:
+        return windows[0], None
+    unlimited = np.iinfo(np.int32).max
+    return None, np.array([unlimited if w is None else w for w in windows], np.int32)
 
 
 def decoder_context(

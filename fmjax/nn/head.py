@@ -18,6 +18,7 @@ def lm_head(
     kernel_init: Callable[..., jax.Array],
     execution: Execution,
     keep: int = 0,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Logits over the vocabulary; call it inside the model's compact `__call__`.
 
@@ -28,6 +29,7 @@ def lm_head(
       kernel_init: of that Dense.
       execution: precision.
       keep: only of this many last positions; 0 means all.
+      softcap: bound c of the logits, x → c · tanh(x / c); None leaves them.
 
     Returns:
       f32 [B, T or keep, V].
@@ -44,4 +46,6 @@ def lm_head(
             out_dtype=jnp.float32,
             name="lm_head",
         )(x)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
     return constrain(logits, ("batch", "seq", "act_vocab"))

@@ -11,21 +11,27 @@ from fmjax.nn.param import param
 class RMSNorm(nn.Module):
     """x / rms(x) · scale over the last axis (arXiv:1910.07467).
 
-    As in LLaMA, the normalised value is rounded to the compute dtype before it is scaled.
+    Attributes:
+      epsilon: added to the mean square.
+      execution: precision.
+      offset: None as in LLaMA: the normalised value is rounded to the compute dtype before it is
+        scaled. A number o as in Gemma (1): scaled by o + scale in float32, then rounded.
     """
 
     epsilon: float = 1e-6
     execution: Execution = Execution()
+    offset: float | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         ex = self.execution
-        scale = param(
-            self, "scale", nn.initializers.ones, (x.shape[-1],), ("norm",), ex.param_dtype
-        )
+        init = nn.initializers.constant(1.0 - (self.offset or 0.0))
+        scale = param(self, "scale", init, (x.shape[-1],), ("norm",), ex.param_dtype)
         x32 = x.astype(jnp.float32)
         y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
-        return y.astype(ex.dtype) * scale.astype(ex.dtype)
+        if self.offset is None:
+            return y.astype(ex.dtype) * scale.astype(ex.dtype)
+        return (y * (self.offset + scale.astype(jnp.float32))).astype(ex.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -3,11 +3,9 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from fmjax.core.errors import ConfigError
 from fmjax.models.config import ModelConfig, require
+from fmjax.models.rotary import TokenId, pop_rope, settle_heads
 from fmjax.nn.rope import Rope
-
-TokenId = int | tuple[int, ...] | None
 
 _MISTRAL_DEFAULTS = {
     "intermediate_size": 14336,
@@ -56,30 +54,10 @@ class LlamaConfig(ModelConfig):
     HARMLESS: ClassVar[frozenset[str]] = frozenset({"pretraining_tp"})
 
     def __post_init__(self) -> None:
-        heads, groups = self.num_attention_heads, self.num_key_value_heads
-        if groups is None:
-            object.__setattr__(self, "num_key_value_heads", heads)
-        elif groups < 1 or heads % groups:
-            raise ConfigError(
-                f"config: num_attention_heads={heads} is not a multiple of "
-                f"num_key_value_heads={groups}"
-            )
-        if self.head_dim is None:
-            require(
-                self.hidden_size % heads == 0,
-                f"config: hidden_size={self.hidden_size} is not a multiple of "
-                f"num_attention_heads={heads}; set head_dim",
-            )
-            object.__setattr__(self, "head_dim", self.hidden_size // heads)
-        require(self.head_dim % 2 == 0, f"config: head_dim={self.head_dim} must be even for RoPE")
+        settle_heads(self)
         require(
             self.model_type in ("llama", "mistral"),
             f"config: model_type {self.model_type!r} is not of the LLaMA family",
-        )
-        require(
-            self.rope.rope_type == "proportional" or self.rope.partial_rotary_factor in (None, 1.0),
-            f"config: partial_rotary_factor={self.rope.partial_rotary_factor} needs rope_type "
-            "'proportional'; transformers' llama otherwise rotates whole heads",
         )
         require(
             self.sliding_window is None or self.model_type == "mistral",
@@ -96,19 +74,14 @@ class LlamaConfig(ModelConfig):
 
     @classmethod
     def _read(cls, hf: dict[str, Any]) -> dict[str, Any]:
-        theta, scaling = hf.pop("rope_theta", None), hf.pop("rope_scaling", None)
-        parameters = dict(hf.pop("rope_parameters", None) or scaling or {})
-        partial = hf.pop("partial_rotary_factor", None)
-        for name, value in (("rope_theta", theta), ("partial_rotary_factor", partial)):
-            if value is not None:
-                parameters.setdefault(name, value)
+        rope = pop_rope(hf)
         if hf.get("model_type") == "mistral":
             # What transformers takes for a key that a Mistral config.json leaves out.
             hf = _MISTRAL_DEFAULTS | hf
         else:
             # Written by some conversions, and without effect on transformers' llama.
             hf.pop("sliding_window", None)
-        return hf | {"rope": Rope.from_hf(parameters)}
+        return hf | {"rope": rope}
 
     def _write(self, values: dict[str, Any]) -> dict[str, Any]:
         values["rope_parameters"] = values.pop("rope").to_hf()

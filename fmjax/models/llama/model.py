@@ -13,53 +13,17 @@ import jax.numpy as jnp
 from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
 from fmjax.models.llama.config import LlamaConfig
-from fmjax.nn.attention import attention
 from fmjax.nn.decoder import DecoderContext, decoder_context
-from fmjax.nn.dense import Dense
 from fmjax.nn.embed import Embed
 from fmjax.nn.head import lm_head
 from fmjax.nn.mlp import GatedMLP
 from fmjax.nn.norms import RMSNorm
 from fmjax.nn.outputs import CausalLMOutput
-from fmjax.nn.rope import cos_sin, rotate
+from fmjax.nn.rope import cos_sin
+from fmjax.nn.rotary_attention import RotaryAttention
 from fmjax.nn.stack import apply_layers
 
 STACK = "layers"
-
-
-class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions: x [B, T, D] → [B, T, D]."""
-
-    config: LlamaConfig
-    execution: Execution
-
-    @nn.compact
-    def __call__(self, x: jax.Array, ctx: DecoderContext) -> jax.Array:
-        cfg = self.config
-        B, T, D = x.shape
-        K = cfg.head_dim
-
-        def dense(features: int, axes: tuple[str, str], name: str) -> Dense:
-            init = nn.initializers.normal(cfg.initializer_range)
-            return Dense(features, axes, cfg.attention_bias, init, self.execution, name=name)
-
-        def project(heads: int, axis: str, name: str) -> jax.Array:
-            return dense(heads * K, ("embed", axis), name)(x).reshape(B, T, heads, K)
-
-        q = project(cfg.num_attention_heads, "heads", "q_proj")
-        k = project(cfg.num_key_value_heads, "kv_heads", "k_proj")
-        v = project(cfg.num_key_value_heads, "kv_heads", "v_proj")
-        out = attention(
-            self,
-            rotate(q, *ctx.tables),
-            rotate(k, *ctx.tables),
-            v,
-            ctx.mask,
-            dropout_rate=cfg.attention_dropout,
-            cache_index=ctx.cache_index,
-            implementation=self.execution.attention,
-        )
-        return dense(D, ("heads", "embed"), "o_proj")(out)
 
 
 class Layer(nn.Module):
@@ -71,17 +35,22 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, ctx: DecoderContext, own: None) -> jax.Array:
         cfg, ex = self.config, self.execution
-        norm = RMSNorm(cfg.rms_norm_eps, ex, name="input_layernorm")
-        x = x + SelfAttention(cfg, ex, name="self_attn")(norm(x), ctx)
-        norm = RMSNorm(cfg.rms_norm_eps, ex, name="post_attention_layernorm")
-        mlp = GatedMLP(
-            cfg.intermediate_size,
-            cfg.hidden_act,
-            cfg.mlp_bias,
-            nn.initializers.normal(cfg.initializer_range),
-            ex,
-            name="mlp",
+        init = nn.initializers.normal(cfg.initializer_range)
+        attention = RotaryAttention(
+            cfg.num_attention_heads,
+            cfg.num_key_value_heads,
+            cfg.head_dim,
+            qkv_bias=cfg.attention_bias,
+            out_bias=cfg.attention_bias,
+            dropout_rate=cfg.attention_dropout,
+            kernel_init=init,
+            execution=ex,
+            name="self_attn",
         )
+        norm = RMSNorm(cfg.rms_norm_eps, ex, name="input_layernorm")
+        x = x + attention(norm(x), ctx)
+        norm = RMSNorm(cfg.rms_norm_eps, ex, name="post_attention_layernorm")
+        mlp = GatedMLP(cfg.intermediate_size, cfg.hidden_act, cfg.mlp_bias, init, ex, name="mlp")
         return constrain(x + mlp(norm(x)), ("batch", "seq", "act_embed"))
 
 

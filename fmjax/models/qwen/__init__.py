@@ -1,0 +1,1 @@
+"""Qwen2 (and 2.5) and Qwen3."""
