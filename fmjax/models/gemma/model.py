@@ -1,0 +1,151 @@
+"""The Gemma (arXiv:2403.08295) and Gemma 2 (arXiv:2408.00118) decoders.
+
+Shapes: B batch, T new tokens, S slots (T without a cache), D hidden size, V vocabulary.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.core.execution import Execution
+from fmjax.core.logical import constrain
+from fmjax.models.gemma.config import GemmaConfig
+from fmjax.nn.decoder import DecoderContext, decoder_context, split_windows
+from fmjax.nn.embed import Embed
+from fmjax.nn.head import lm_head
+from fmjax.nn.mlp import GatedMLP
+from fmjax.nn.norms import RMSNorm
+from fmjax.nn.outputs import CausalLMOutput
+from fmjax.nn.rope import cos_sin
+from fmjax.nn.rotary_attention import RotaryAttention
+from fmjax.nn.stack import apply_layers
+
+STACK = "layers"
+
+
+def _norm(config: GemmaConfig, execution: Execution, name: str) -> RMSNorm:
+    """Gemma's norms learn how far the scale is from 1."""
+    return RMSNorm(config.rms_norm_eps, execution, offset=1.0, name=name)
+
+
+class Layer(nn.Module):
+    """Attention and GeGLU, normed before and, in Gemma 2, after; `window` is the layer's own."""
+
+    config: GemmaConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: jax.Array, ctx: DecoderContext, window: jax.Array | None) -> jax.Array:
+        cfg, ex = self.config, self.execution
+        init = nn.initializers.normal(cfg.initializer_range)
+        norm = functools.partial(_norm, cfg, ex)
+        attention = RotaryAttention(
+            cfg.num_attention_heads,
+            cfg.num_key_value_heads,
+            cfg.head_dim,
+            qkv_bias=cfg.attention_bias,
+            out_bias=cfg.attention_bias,
+            scale=(cfg.query_pre_attn_scalar or cfg.head_dim) ** -0.5,
+            softcap=cfg.attn_logit_softcapping,
+            dropout_rate=cfg.attention_dropout,
+            kernel_init=init,
+            execution=ex,
+            name="self_attn",
+        )
+        mlp = GatedMLP(
+            cfg.intermediate_size, cfg.hidden_act, kernel_init=init, execution=ex, name="mlp"
+        )
+        y = attention(norm("input_layernorm")(x), ctx.with_window(window))
+        if cfg.post_norms:
+            x = x + norm("post_attention_layernorm")(y)
+            y = mlp(norm("pre_feedforward_layernorm")(x))
+            y = norm("post_feedforward_layernorm")(y)
+        else:
+            x = x + y
+            y = mlp(norm("post_attention_layernorm")(x))
+        return constrain(x + y, ("batch", "seq", "act_embed"))
+
+
+class Gemma(nn.Module):
+    """Gemma 1 or 2 with its language-model head.
+
+    Attributes:
+      config: the architecture.
+      execution: precision, scanning, rematerialisation, kernels.
+    """
+
+    config: GemmaConfig
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache_index: int | jax.Array | None = None,
+        output_hidden_states: bool = False,
+        logits_to_keep: int = 0,
+    ) -> CausalLMOutput:
+        """Runs the decoder.
+
+        Args:
+          input_ids: i32 [B, T].
+          attention_mask: [B, S], 1 where a slot holds a token. S = T without a cache.
+          position_ids: i32 [B, T]; default 0 … T−1 (as in transformers: not from the mask).
+          segment_ids: i32 [B, T], documents packed into a row (0 is padding).
+          cache_index: the slot of the first token in the cache; None runs without one.
+          output_hidden_states: return every layer's output too.
+          logits_to_keep: compute logits of this many last positions only; 0 means all.
+        """
+        cfg, ex = self.config, self.execution
+        window, per_layer = split_windows(cfg.windows)
+        positions, ctx = decoder_context(
+            input_ids,
+            attention_mask,
+            position_ids,
+            segment_ids,
+            cache_index,
+            window=window,
+        )
+        tables = cos_sin(cfg.rope, cfg.head_dim, cfg.max_position_embeddings, positions)
+        init = nn.initializers.normal(cfg.initializer_range)
+        embed = Embed(
+            cfg.vocab_size, cfg.hidden_size, embedding_init=init, execution=ex, name="embed_tokens"
+        )
+        # √D is rounded to the compute dtype before it multiplies: 55.5 for the 7B in bfloat16.
+        x0 = embed(input_ids) * jnp.asarray(cfg.hidden_size**0.5, ex.dtype)
+        x0 = constrain(x0, ("batch", "seq", "act_embed"))
+        x, outputs = apply_layers(
+            lambda name: Layer(cfg, ex, name=name),
+            cfg.num_hidden_layers,
+            x0,
+            ctx.replace(tables=tables),
+            per_layer,
+            name=STACK,
+            execution=ex,
+            collect=output_hidden_states,
+        )
+        x = _norm(cfg, ex, "norm")(x)
+        tied = embed if cfg.tie_word_embeddings else None
+        return CausalLMOutput(
+            logits=lm_head(
+                x,
+                cfg.vocab_size,
+                tied,
+                init,
+                ex,
+                logits_to_keep,
+                cfg.final_logit_softcapping,
+            ),
+            last_hidden_state=x,
+            hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
+        )
+
+    def dummy_inputs(self) -> dict[str, Any]:
+        """The smallest valid inputs, for tracing."""
+        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}
