@@ -3,7 +3,7 @@
 from fmjax.convert.atomic import replacing
 from fmjax.convert.checkpoint import match, open_directory, read_json
 from fmjax.convert.load import load_params, read_slice
-from fmjax.convert.rows import Row, hf_module, module_path, targets, unstacked
+from fmjax.convert.rows import Fused, Row, hf_module, module_path, targets, unstacked
 from fmjax.convert.safetensors import Item, Tensor, cast, read_header, write_file
 from fmjax.convert.save import (
     MAX_SHARD_SIZE,
@@ -33,6 +33,7 @@ __all__ = [
     "TRANSPOSE",
     "Chain",
     "Fuse",
+    "Fused",
     "Identity",
     "Item",
     "Permute",

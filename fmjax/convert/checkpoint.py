@@ -1,15 +1,16 @@
 """A directory of weights in the Hugging Face layout, seen as one mapping of unread tensors."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fmjax.convert.rows import Row, Target, targets
+from fmjax.convert.rows import EXPERT, LAYER, Row, Target, targets
 from fmjax.convert.safetensors import Tensor, check_castable, read_header
 from fmjax.core.errors import CheckpointError
 
@@ -129,7 +130,7 @@ def match(
       CheckpointError: a tensor that is missing, unexpected, there twice, of another shape or of
         integers where floats are wanted; a copy (a tied head) that differs from its original.
     """
-    rest = dict(tensors)
+    rest = _unfused(tensors, rows)
     matches: list[Match] = []
     copies: list[Match] = []
     for target in targets(rows, flat):
@@ -152,6 +153,47 @@ def match(
     for copy in copies:
         _check_copy(copy, originals[copy.target.path])
     return matches
+
+
+def _unfused(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> dict[str, Tensor]:
+    """The tensors, with each that holds several under another layout cut into its parts."""
+    rest = dict(tensors)
+    for row in rows:
+        if row.fused is None:
+            continue
+        # With or without the name of the base model, as for any tensor.
+        base, _, name = row.fused.hf.partition(".")
+        numbered = re.escape(name).replace(re.escape(LAYER), r"(\d+)")
+        pattern = rf"({base}\.)?{numbered}"
+        for whole in tensors.values():
+            if not (found := re.fullmatch(pattern, whole.name)):
+                continue
+            rest.pop(whole.name, None)
+            for expert, part in enumerate(_parts(whole, row)):
+                key = row.hf.format(layer=found[2], expert=expert)
+                if key in rest:
+                    raise CheckpointError(
+                        f"{whole.file} holds both {key!r} and {whole.name!r}, one parameter twice; "
+                        "remove one"
+                    )
+                rest[key] = part
+    return rest
+
+
+def _parts(whole: Tensor, row: Row) -> list[Tensor]:
+    """The tensors that one row reads out of a fused one: contiguous stretches of it."""
+    experts = whole.shape[:1] if EXPERT in row.hf else ()
+    axis = len(experts)
+    size, rest = divmod(whole.shape[axis], row.fused.parts) if len(whole.shape) > axis else (0, 1)
+    if rest:
+        raise CheckpointError(
+            f"{whole.file}: {whole.name!r} has shape {list(whole.shape)}, which is not "
+            f"{row.fused.parts} equal parts; download the file again"
+        )
+    shape = (size, *whole.shape[axis + 1 :])
+    nbytes = math.prod(shape) * whole.dtype.itemsize
+    starts = (e * row.fused.parts + row.fused.part for e in range(math.prod(experts)))
+    return [replace(whole, shape=shape, start=whole.start + n * nbytes) for n in starts]
 
 
 def _take(rest: dict[str, Tensor], key: str) -> Tensor | None:

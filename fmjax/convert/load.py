@@ -87,11 +87,9 @@ def read_slice(found: Match, index: Index, dtype: np.dtype) -> np.ndarray:
     extent = [range(n)[s] for s, n in zip(index, found.target.shape, strict=True)]
     out = np.empty([len(r) for r in extent], dtype)
     forward = found.target.row.transform.forward
-    if found.target.stacked:
-        for i, layer in enumerate(extent[0]):
-            tensor = found.tensors[layer]
-            cast(forward(tensor.view())[index[1:]], dtype, tensor.name, out[i, ...])
-    else:
-        (tensor,) = found.tensors
-        cast(forward(tensor.view())[index], dtype, tensor.name, out)
+    lead = len(found.target.lead)
+    for place in np.ndindex(*out.shape[:lead]):
+        where = tuple(rows[i] for rows, i in zip(extent, place, strict=False))
+        tensor = found.tensors[np.ravel_multi_index(where, found.target.lead) if lead else 0]
+        cast(forward(tensor.view())[index[lead:]], dtype, tensor.name, out[(*place, ...)])
     return out

@@ -3,18 +3,40 @@
 A row pairs a tensor name of the published files with a parameter path and the transform between
 their layouts. A name with "{layer}" stands for one tensor per layer. Its parameter is either
 stacked over layers at the path as written ("layers/mlp/up_proj/kernel", leading axis L) or, when
-the model is built with `scan_layers=False`, one parameter per layer ("layers_0/mlp/…").
+the model is built with `scan_layers=False`, one parameter per layer ("layers_0/mlp/…"). A name
+with "{expert}" besides stands for one tensor per expert, always stacked, after the layers.
 """
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from fmjax.convert.transforms import IDENTITY, Transform
 from fmjax.core.errors import CheckpointError
 
-LAYER = "{layer}"
+LAYER, EXPERT = "{layer}", "{expert}"
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Another spelling: the tensor is a part of a larger one.
+
+    If the row has an "{expert}", the larger tensor stacks all experts on its leading axis. The
+    parts, of equal size, lie side by side along what is then the first axis.
+
+    Attributes:
+      hf: name of the larger tensor, with "{layer}".
+      part: number of this part.
+      parts: how many there are.
+    """
+
+    hf: str
+    part: int = 0
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -27,12 +49,14 @@ class Row:
       transform: layout change from file to parameter.
       copy: the tensor is a second name of a parameter that another row reads (a tied head).
         Files may hold it and must then repeat the other bit for bit; it is never written.
+      fused: where files of another layout hold the tensor; read, never written.
     """
 
     hf: str
     path: str
     transform: Transform = IDENTITY
     copy: bool = False
+    fused: Fused | None = None
 
 
 @dataclass(frozen=True)
@@ -43,8 +67,9 @@ class Target:
       path: parameter path, as the model at hand spells it.
       shape: shape of the whole parameter.
       row: the row that says so.
-      keys: canonical tensor names; several if `stacked`, one per index of the leading axis.
-      stacked: the parameter has a leading layers axis that the file tensors lack.
+      keys: canonical tensor names; several if the parameter has leading axes that the file tensors
+        lack, in the order of these axes: layers if `stacked`, then experts.
+      stacked: the parameter has a leading layers axis.
       layer: number of the first key's layer.
     """
 
@@ -56,9 +81,22 @@ class Target:
     layer: int = 0
 
     @property
+    def lead(self) -> tuple[int, ...]:
+        """Sizes of the leading axes that the file tensors lack."""
+        return self.shape[: self.stacked + (EXPERT in self.row.hf)]
+
+    @property
     def file_shape(self) -> tuple[int, ...]:
         """Shape of each of the file tensors."""
-        return self.row.transform.file_shape(self.shape[1:] if self.stacked else self.shape)
+        return self.row.transform.file_shape(self.shape[len(self.lead) :])
+
+    def index(self, i: int) -> tuple[int, ...]:
+        """Where on the leading axes key number i stands."""
+        return tuple(int(n) for n in np.unravel_index(i, self.lead)) if self.lead else ()
+
+    def layer_of(self, i: int) -> int:
+        """Number of the layer of key number i."""
+        return self.layer + (self.index(i)[0] if self.stacked else 0)
 
 
 def targets(rows: Sequence[Row], flat: Mapping[str, Any]) -> list[Target]:
@@ -96,16 +134,22 @@ def _of_row(row: Row, flat: Mapping[str, Any]) -> Iterator[Target]:
         yield Target(row.path, tuple(flat[row.path].shape), row, (row.hf,), False)
     elif row.path in flat:
         shape = tuple(flat[row.path].shape)
-        keys = tuple(row.hf.format(layer=i) for i in range(shape[0]))
-        yield Target(row.path, shape, row, keys, True)
+        yield Target(row.path, shape, row, _keys(row, range(shape[0]), shape[1:]), True)
     else:
         layer = 0
         while path := next((p for p in unstacked(row.path, layer) if p in flat), None):
-            key = row.hf.format(layer=layer)
-            yield Target(path, tuple(flat[path].shape), row, (key,), False, layer)
+            shape = tuple(flat[path].shape)
+            yield Target(path, shape, row, _keys(row, [layer], shape), False, layer)
             layer += 1
         if not layer:
             raise _no_parameter(row)
+
+
+def _keys(row: Row, layers: Iterable[int], shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Tensor names for these layers; `shape` is of one layer's parameter."""
+    experts = range(shape[0]) if EXPERT in row.hf else [0]
+    pairs = itertools.product(layers, experts)
+    return tuple(row.hf.format(layer=layer, expert=expert) for layer, expert in pairs)
 
 
 def _no_parameter(row: Row) -> CheckpointError:

@@ -118,7 +118,7 @@ def _file_order(found: Sequence[Target]) -> list[tuple[Target, int]]:
     order: list[tuple[int, int, Target, int]] = []
     for target in found:
         stack = stacks.setdefault(target.row.hf.partition(LAYER)[0], len(stacks))
-        order += [(stack, target.layer + i, target, i) for i in range(len(target.keys))]
+        order += [(stack, target.layer_of(i), target, i) for i in range(len(target.keys))]
     return [(target, i) for *_, target, i in sorted(order, key=lambda o: o[:2])]
 
 
@@ -128,7 +128,7 @@ def _cast_to(own: Any, dtype: Any) -> np.dtype:
 
 def _item(target: Target, i: int, leaf: Any, dtype: Any) -> Item:
     def read() -> np.ndarray:
-        array = to_host(leaf[i] if target.stacked else leaf)
+        array = to_host(leaf[target.index(i)] if target.lead else leaf)
         return target.row.transform.inverse(array)
 
     return Item(target.keys[i], target.file_shape, _cast_to(leaf.dtype, dtype), read)

@@ -84,6 +84,11 @@ def use(mesh: Mesh | None, rules: Rules | None) -> Iterator[None]:
         _current.reset(token)
 
 
+def current() -> tuple[Mesh, Rules] | None:
+    """The mesh and rules of the enclosing `use`, for code that lays itself out; else None."""
+    return _current.get()
+
+
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """Fixes the layout of an activation inside `use`; elsewhere returns it as it is."""
     current = _current.get()

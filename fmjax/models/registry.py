@@ -21,6 +21,7 @@ _FAMILIES = {
     "gpt2": ("gpt2", "GPT2Config", "GPT2", "GPT2LMHeadModel"),
     "llama": ("llama", "LlamaConfig", "Llama", "LlamaForCausalLM"),
     "mistral": ("llama", "LlamaConfig", "Llama", "MistralForCausalLM"),
+    "mixtral": ("mixtral", "MixtralConfig", "Mixtral", "MixtralForCausalLM"),
     "qwen2": ("qwen", "QwenConfig", "Qwen", "Qwen2ForCausalLM"),
     "qwen3": ("qwen", "QwenConfig", "Qwen", "Qwen3ForCausalLM"),
 }

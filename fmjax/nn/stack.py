@@ -24,14 +24,14 @@ REMAT: dict[str, Callable[..., bool] | None] = {
 def apply_layers(
     make_layer: Callable[[str], nn.Module],
     num_layers: int,
-    x: jax.Array,
+    x: Any,
     context: Any = None,
     per_layer: Any = None,
     *,
     name: str = "layers",
     execution: Execution,
     collect: bool = False,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[Any, tuple[Any, ...]]:
     """Applies `num_layers` layers in turn; call it inside a compact `__call__`.
 
     Every collection of a layer (params, adapter, cache) is stacked on a leading `layers` axis when
@@ -40,7 +40,7 @@ def apply_layers(
     Args:
       make_layer: given a name, makes a layer whose `__call__(x, context, per_layer)` returns x.
       num_layers: L.
-      x: the input of the first layer.
+      x: the input of the first layer: an array, or a pytree that keeps its structure.
       context: what all layers share (masks, position tables): any pytree.
       per_layer: what differs: a pytree whose leaves have a leading axis of L.
       name: of the stacked subtree; without scanning the subtrees are "{name}_{i}".
@@ -56,7 +56,7 @@ def apply_layers(
     if execution.remat not in REMAT:
         raise ConfigError(f"remat {execution.remat!r} is unknown; choose one of {', '.join(REMAT)}")
 
-    def body(layer: nn.Module, x: jax.Array, own: Any, context: Any) -> tuple[jax.Array, Any]:
+    def body(layer: nn.Module, x: Any, own: Any, context: Any) -> tuple[Any, Any]:
         x = layer(x, context, own)
         return x, (x if collect else None)
 
@@ -79,7 +79,9 @@ def apply_layers(
         in_axes=(0, nn.broadcast),
     )
     x, outputs = scanned(make_layer(name), x, per_layer, context)
-    return x, tuple(outputs[i] for i in range(num_layers)) if collect else ()
+    if not collect:
+        return x, ()
+    return x, tuple(jax.tree.map(lambda a, i=i: a[i], outputs) for i in range(num_layers))
 
 
 def unstack(collection: dict[str, Any], name: str, num_layers: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ DEFAULT_RULES: Rules = (
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
+    ("expert", "expert"),
     ("qkv", None),
     ("positions", None),
     ("norm", None),

@@ -204,9 +204,7 @@ def _check_copy(name: str, tensor: Tensor, survey: Base, params: tree.Tree | Non
     flat = tree.flatten(params)
     target = next(t for t in targets(survey.rows, flat) if name in t.keys)
     own = flat[target.path]
-    own = target.row.transform.inverse(
-        to_host(own[target.keys.index(name)] if target.stacked else own)
-    )
+    own = target.row.transform.inverse(to_host(own[target.index(target.keys.index(name))]))
     theirs = tensor.view()
     # Equal at the precision of the coarser of the two.
     if own.shape != theirs.shape or not (

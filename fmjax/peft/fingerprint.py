@@ -1,5 +1,6 @@
 """A short name for the values of a base model, to tell which one an adapter was made for."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +29,7 @@ def fingerprint(base: Base, params: Mapping[str, Any]) -> str:
     sums: dict[str, int] = {}
     for target in targets(base.rows, flat):
         if not target.row.copy:
-            found = np.atleast_1d(_sums(flat[target.path], target.stacked))
+            found = np.asarray(_sums(flat[target.path], len(target.lead)))
             sums |= dict(zip(target.keys, found.tolist(), strict=True))
     text = "".join(f"{name} {value:08x}\n" for name, value in sorted(sums.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -38,4 +39,7 @@ def _sum(x: jax.Array) -> jax.Array:
     return checksum(x.astype(jnp.bfloat16))
 
 
-_sums = jax.jit(lambda x, stacked: jax.vmap(_sum)(x) if stacked else _sum(x), static_argnums=1)
+@functools.partial(jax.jit, static_argnums=1)
+def _sums(x: jax.Array, lead: int) -> jax.Array:
+    """One sum for each index of the leading axes."""
+    return jax.vmap(_sum)(x.reshape(-1, *x.shape[lead:]))

@@ -84,6 +84,8 @@ def test_unknown_families_and_sizes_are_named() -> None:
         ("tinyllama-1.1b", 1100.0),
         ("mistral-7b", 7241.7),
         ("mistral-7b-v0.3", 7248.0),
+        ("mixtral-8x7b", 46702.8),
+        ("mixtral-8x22b", 140620.6),
         ("gemma-2b", 2506.2),
         ("gemma-7b", 8537.7),
         ("gemma2-2b", 2614.3),

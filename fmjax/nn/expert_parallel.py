@@ -1,0 +1,75 @@
+"""Experts spread over devices: each device computes for the experts that it holds."""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import PartitionSpec
+
+from fmjax.core import logical
+
+Arrays = tuple[jax.Array, ...]
+
+
+def over_devices(
+    compute: Callable[..., jax.Array], tokens: Arrays, kernels: tuple[jax.Array, ...]
+) -> jax.Array:
+    """compute(tokens, kernels, first expert), on the mesh of `logical.use` if there is one.
+
+    Devices that hold different experts and different tokens exchange the tokens: all tokens of
+    such a group go to each of its devices, and the sums of what the experts make of them come back.
+    No expert has a capacity, so no token is dropped however uneven the routing is.
+
+    Args:
+      compute: of tokens [N, …], kernels [E, …] and the number of the first expert, gives [N, D];
+        zero where none of a token's experts is among these.
+      tokens: arrays [B, T, …], the first of them [B, T, D].
+      kernels: gate and up [E, D, F], down [E, F, D].
+
+    Returns:
+      [B, T, D].
+    """
+
+    def flat(arrays: Arrays) -> Arrays:
+        return tuple(a.reshape(-1, a.shape[-1]) for a in arrays)
+
+    shape = tokens[0].shape
+    current = logical.current()
+    if current is None or current[0].size == 1:
+        return compute(flat(tokens), kernels, 0).reshape(shape)
+    mesh, rules = current
+    token = logical.spec(("batch", "seq", None), rules, mesh, shape, "activation")
+    gate = logical.spec(("expert", None, "mlp"), rules, mesh, kernels[0].shape, "experts")
+    splits = set(_names(token))
+    holders = _names(gate[:1])
+    # What splits the tokens cannot split the experts' width too: their sum would mix tokens.
+    width = tuple(a for a in _names(gate[2:]) if a not in splits)
+    exchange = tuple(a for a in holders if a in splits)
+    sums = tuple(a for a in (*holders, *width) if a not in splits)
+
+    def one_device(tokens: Arrays, kernels: Arrays) -> jax.Array:
+        shape, tokens = tokens[0].shape, flat(tokens)
+        if exchange:
+            tokens = tuple(jax.lax.all_gather(a, exchange, tiled=True) for a in tokens)
+        first = jax.lax.axis_index(holders) * len(kernels[0]) if holders else 0
+        y = compute(tokens, kernels, first)
+        if exchange:
+            y = jax.lax.psum_scatter(y, exchange, tiled=True)
+        return (jax.lax.psum(y, sums) if sums else y).reshape(shape)
+
+    up, down = (
+        PartitionSpec(holders or None, None, width or None),
+        PartitionSpec(holders or None, width or None, None),
+    )
+    return jax.shard_map(
+        one_device,
+        mesh=mesh,
+        in_specs=((token,) * len(tokens), (up, up, down)),
+        out_specs=token,
+        check_vma=False,
+    )(tokens, kernels)
+
+
+def _names(spec: PartitionSpec) -> tuple[str, ...]:
+    """The mesh axes of a partition, in order."""
+    entries = ((e,) if isinstance(e, str) else e or () for e in spec)
+    return tuple(name for entry in entries for name in entry)

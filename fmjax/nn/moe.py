@@ -1,0 +1,156 @@
+"""Sparse mixtures of experts: a router, and gated MLPs of which each token visits a few.
+
+Dispatch is dropless: tokens are sorted by expert and multiplied group by group, so that no expert
+has a capacity. Shapes: N tokens, K experts a token, E experts, D hidden size, F width of an
+expert's MLP.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.core.execution import Execution
+from fmjax.core.logical import constrain
+from fmjax.nn.activations import activation
+from fmjax.nn.expert_parallel import over_devices
+from fmjax.nn.grouped import grouped_matmul
+from fmjax.nn.param import param
+
+Initializer = Callable[..., jax.Array]
+
+
+def route(logits_NE: jax.Array, experts_per_token: int) -> tuple[jax.Array, jax.Array]:
+    """Chooses each token's experts: the most probable ones, their probabilities made to sum to 1.
+
+    Args:
+      logits_NE: of the router; any leading dimensions.
+      experts_per_token: K.
+
+    Returns:
+      (weights f32 [N, K], experts i32 [N, K]), in descending order of probability.
+    """
+    probs = jax.nn.softmax(logits_NE.astype(jnp.float32), -1)
+    weights, chosen = jax.lax.top_k(probs, experts_per_token)
+    return weights / jnp.sum(weights, -1, keepdims=True), chosen
+
+
+class Router(nn.Module):
+    """Logits over the experts: x [..., D] → f32 [..., E].
+
+    Attributes:
+      experts: E.
+      kernel_init: of the matrix [D, E], which is small and so not split over experts.
+    """
+
+    experts: int
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ex, shape = self.execution, (x.shape[-1], self.experts)
+        weight = param(self, "weight", self.kernel_init, shape, ("embed", None), ex.param_dtype)
+        return jnp.dot(x.astype(ex.dtype), weight.astype(ex.dtype)).astype(jnp.float32)
+
+
+class Experts(nn.Module):
+    """down(act(gate(x)) · up(x)) by the chosen experts, summed with the router's weights.
+
+    Inside `fmjax.core.logical.use`, each device sorts the tokens of its own `expert` group and
+    takes them through its own experts.
+
+    Attributes:
+      experts: E.
+      features: F.
+      act: name of the gate's activation.
+      kernel_init: of the matrices, [E, D, F] and [E, F, D].
+    """
+
+    experts: int
+    features: int
+    act: str = "silu"
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
+        """x [B, T, D], weights f32 and chosen i32 [B, T, K] → [B, T, D]."""
+        ex, D, F = self.execution, x.shape[-1], self.features
+
+        def kernels(name: str, shape: tuple[int, int], axes: tuple[str, str]) -> jax.Array:
+            whole = (self.experts, *shape)
+            w = param(self, name, self.kernel_init, whole, ("expert", *axes), ex.param_dtype)
+            return w.astype(ex.dtype)
+
+        gate = kernels("gate_kernels", (D, F), ("embed", "mlp"))
+        up = kernels("up_kernels", (D, F), ("embed", "mlp"))
+        down = kernels("down_kernels", (F, D), ("mlp", "embed"))
+        return over_devices(
+            functools.partial(_visit, activation(self.act)),
+            (x.astype(ex.dtype), weights, chosen),
+            (gate, up, down),
+        )
+
+
+def _visit(
+    act: Callable[[jax.Array], jax.Array],
+    tokens: tuple[jax.Array, jax.Array, jax.Array],
+    kernels: tuple[jax.Array, jax.Array, jax.Array],
+    first: int | jax.Array = 0,
+) -> jax.Array:
+    """Takes tokens through the experts first, first + 1, … whose kernels are given.
+
+    Args:
+      act: of the gates.
+      tokens: x [N, D], weights [N, K], chosen [N, K].
+      kernels: gate and up [E, D, F], down [E, F, D].
+      first: number of the first of these E experts.
+
+    Returns:
+      [N, D], zero where none of a token's experts is here.
+    """
+    x_ND, weights_NK, chosen_NK = tokens
+    gate, up, down = kernels
+    (N, K), E = chosen_NK.shape, len(gate)
+    # Visits (token, expert) in the order of the experts; those of experts elsewhere come last.
+    expert = chosen_NK.reshape(N * K) - first
+    expert = jnp.where((expert >= 0) & (expert < E), expert, E)
+    order = jnp.argsort(expert, stable=True)
+    sizes_E = jnp.bincount(expert, length=E + 1)[:E].astype(jnp.int32)
+    visits = x_ND[order // K]
+    hidden = act(grouped_matmul(visits, gate, sizes_E)) * grouped_matmul(visits, up, sizes_E)
+    y = grouped_matmul(hidden, down, sizes_E)
+    y = jnp.where((expert[order] < E)[:, None], y, 0)[jnp.argsort(order)]
+    y_NKD = y.reshape(N, K, -1)
+    return jnp.sum(y_NKD * weights_NK[:, :, None], 1).astype(x_ND.dtype)
+
+
+class SparseMoE(nn.Module):
+    """A router over gated MLPs: x [B, T, D] → (y [B, T, D], router logits f32 [B, T, E]).
+
+    Attributes:
+      experts: E.
+      experts_per_token: K.
+      features: F.
+      act: name of the gates' activation.
+      kernel_init: of all matrices.
+    """
+
+    experts: int
+    experts_per_token: int
+    features: int
+    act: str = "silu"
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        init, ex = self.kernel_init, self.execution
+        E = self.experts
+        logits = Router(E, init, ex, name="gate")(x)
+        weights, chosen = route(logits, self.experts_per_token)
+        y = Experts(E, self.features, self.act, init, ex, name="experts")(x, weights, chosen)
+        return constrain(y, ("batch", "seq", "act_embed")), logits
