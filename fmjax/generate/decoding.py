@@ -105,7 +105,7 @@ def _stacks(model: nn.Module) -> tuple[tuple[str, int], ...]:
 
 def _castable(path: str) -> bool:
     """Weights that the primitives cast to the compute dtype at each use. Norms keep theirs."""
-    return path.endswith(("/kernel", "/embedding"))
+    return path.endswith(("/kernel", "/weight", "/embedding"))
 
 
 @functools.partial(jax.jit, static_argnames=("stacks", "dtype"))

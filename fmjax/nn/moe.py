@@ -37,23 +37,24 @@ def route(logits_NE: jax.Array, experts_per_token: int) -> tuple[jax.Array, jax.
     return weights / jnp.sum(weights, -1, keepdims=True), chosen
 
 
-class Router(nn.Module):
-    """Logits over the experts: x [..., D] → f32 [..., E].
+class Weight(nn.Module):
+    """A matrix or a stack of them, as it is; unlike a `Dense` kernel it takes no adapter.
 
     Attributes:
-      experts: E.
-      kernel_init: of the matrix [D, E], which is small and so not split over experts.
+      shape, axes: of the parameter.
+      kernel_init: its initialiser.
     """
 
-    experts: int
-    kernel_init: Initializer = nn.initializers.normal(0.02)
-    execution: Execution = Execution()
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    kernel_init: Initializer
+    execution: Execution
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        ex, shape = self.execution, (x.shape[-1], self.experts)
-        weight = param(self, "weight", self.kernel_init, shape, ("embed", None), ex.param_dtype)
-        return jnp.dot(x.astype(ex.dtype), weight.astype(ex.dtype)).astype(jnp.float32)
+    def __call__(self) -> jax.Array:
+        ex = self.execution
+        w = param(self, "weight", self.kernel_init, self.shape, self.axes, ex.param_dtype)
+        return w.astype(ex.dtype)
 
 
 class Experts(nn.Module):
@@ -78,16 +79,15 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, weights: jax.Array, chosen: jax.Array) -> jax.Array:
         """x [B, T, D], weights f32 and chosen i32 [B, T, K] → [B, T, D]."""
-        ex, D, F = self.execution, x.shape[-1], self.features
+        ex, E, D, F = self.execution, self.experts, x.shape[-1], self.features
 
-        def kernels(name: str, shape: tuple[int, int], axes: tuple[str, str]) -> jax.Array:
-            whole = (self.experts, *shape)
-            w = param(self, name, self.kernel_init, whole, ("expert", *axes), ex.param_dtype)
-            return w.astype(ex.dtype)
+        def weight(name: str, shape: tuple[int, int], axes: tuple[str, str]) -> jax.Array:
+            init, axes = self.kernel_init, ("expert", *axes)
+            return Weight((E, *shape), axes, init, ex, name=name)()
 
-        gate = kernels("gate_kernels", (D, F), ("embed", "mlp"))
-        up = kernels("up_kernels", (D, F), ("embed", "mlp"))
-        down = kernels("down_kernels", (F, D), ("mlp", "embed"))
+        gate = weight("gate_proj", (D, F), ("embed", "mlp"))
+        up = weight("up_proj", (D, F), ("embed", "mlp"))
+        down = weight("down_proj", (F, D), ("mlp", "embed"))
         return over_devices(
             functools.partial(_visit, activation(self.act)),
             (x.astype(ex.dtype), weights, chosen),
@@ -149,8 +149,10 @@ class SparseMoE(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         init, ex = self.kernel_init, self.execution
-        E = self.experts
-        logits = Router(E, init, ex, name="gate")(x)
+        D, E = x.shape[-1], self.experts
+        # Small, so not split over the experts.
+        gate = Weight((D, E), ("embed", None), init, ex, name="gate")()
+        logits = jnp.dot(x.astype(ex.dtype), gate).astype(jnp.float32)
         weights, chosen = route(logits, self.experts_per_token)
-        y = Experts(E, self.features, self.act, init, ex, name="experts")(x, weights, chosen)
-        return constrain(y, ("batch", "seq", "act_embed")), logits
+        experts = Experts(E, self.features, self.act, init, ex, name="experts")
+        return constrain(experts(x, weights, chosen), ("batch", "seq", "act_embed")), logits

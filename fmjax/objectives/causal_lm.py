@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.objectives.cross_entropy import is_top, nll_and_logsumexp
+from fmjax.objectives.router import load_balancing_loss, router_z_loss
 
 Batch = Mapping[str, jax.Array]
 
@@ -61,10 +62,17 @@ class CausalLM:
         1e-4). The reported `loss` stays the plain cross-entropy.
       accuracy: also report the share of targets with the highest logit. None: in evaluation only,
         as it reads all logits once more.
+      router_loss: adds router_loss · `load_balancing_loss`, for models with `router_logits`.
+      router_z_loss: adds router_z_loss · `fmjax.objectives.router.router_z_loss`.
+      experts_per_token: K of that model. Both router losses are means over the tokens of a
+        (micro)batch, so accumulation averages them.
     """
 
     z_loss: float = 0.0
     accuracy: bool | None = None
+    router_loss: float = 0.0
+    router_z_loss: float = 0.0
+    experts_per_token: int = 2
 
     def init(self, variables: Any) -> dict[str, Any]:
         """Nothing but the variables is kept between steps."""
@@ -93,7 +101,11 @@ class CausalLM:
         """
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         rngs = {} if rng is None else {"rngs": {"dropout": rng}}
-        logits = apply(variables, **inputs, **rngs).logits
+        routed = bool(self.router_loss or self.router_z_loss)
+        if routed:
+            inputs["output_router_logits"] = True
+        output = apply(variables, **inputs, **rngs)
+        logits = output.logits
         targets, weights = next_token_targets(batch)
         nll, logsumexp = nll_and_logsumexp(logits, targets)
         weight, nll_sum = jnp.sum(weights), jnp.sum(nll * weights)
@@ -103,9 +115,21 @@ class CausalLM:
             z_sum = self.z_loss * jnp.sum(jnp.square(logsumexp) * weights)
             metrics["z_loss"] = (z_sum, weight)
             loss_sum = loss_sum + z_sum
+        if routed:
+            for name, value in self._router_losses(output.router_logits, batch).items():
+                metrics[name] = (value * weight, weight)
+                loss_sum = loss_sum + value * weight
         if self.accuracy or (self.accuracy is None and rng is None):
             metrics["accuracy"] = (jnp.sum(is_top(logits, targets) * weights), weight)
         return loss_sum, weight, metrics, extra
+
+    def _router_losses(self, router_logits: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Both, times their coefficients; padding does not count."""
+        mask = batch.get("attention_mask", batch.get("segment_ids"))
+        mask = None if mask is None else mask != 0
+        balance = load_balancing_loss(router_logits, self.experts_per_token, mask)
+        z = router_z_loss(router_logits, mask)
+        return {"router_loss": self.router_loss * balance, "router_z_loss": self.router_z_loss * z}
 
     def summarize(self, means: Mapping[str, float]) -> dict[str, float]:
         """Adds the perplexity e^loss to the means of an evaluation; inf where it overflows."""

@@ -93,7 +93,11 @@ def train(run: Run, model: Any, variables: dict[str, Any]) -> TrainState | None:
     )
     step = make_step(
         model,
-        CausalLM(z_loss=optimization.z_loss),
+        CausalLM(
+            z_loss=optimization.z_loss,
+            router_loss=getattr(run.config, "router_aux_loss_coef", 0.0),
+            experts_per_token=getattr(run.config, "num_experts_per_tok", 1),
+        ),
         adamw(run.rate, b2=optimization.beta2, weight_decay=optimization.weight_decay),
         mesh=run.mesh,
         accumulate=optimization.accumulate,
@@ -178,7 +182,7 @@ def _record(run: Run) -> dict[str, Any]:
 
 def _flops(run: Run, variables: dict[str, Any], adapted: bool) -> float:
     config, data = run.config, run.settings.data
-    base = matmul_params(variables["params"])
+    base = matmul_params(variables["params"], getattr(config, "expert_share", 1.0))
     per_token = train_flops_per_token(
         tree.count(variables["adapter"]) if adapted else base,
         layers=config.num_hidden_layers,

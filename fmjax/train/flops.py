@@ -8,7 +8,7 @@ from typing import Any
 from fmjax.core import tree
 
 
-def matmul_params(params: Mapping[str, Any]) -> int:
+def matmul_params(params: Mapping[str, Any], expert_share: float = 1.0) -> int:
     """N: parameters that multiply activations in a language model.
 
     All but the embedding tables, which are looked up; the output head counts. A tied head is the
@@ -16,11 +16,15 @@ def matmul_params(params: Mapping[str, Any]) -> int:
 
     Args:
       params: nested dict of arrays, `ShapeDtypeStruct`s or `ParamSpec`s.
+      expert_share: of a mixture's experts, those that a token visits: K / E.
     """
-    sizes = {path: math.prod(x.shape) for path, x in tree.flatten(params).items()}
+    sizes = {
+        path: math.prod(x.shape) * (expert_share if re.search(r"(^|/)experts/", path) else 1)
+        for path, x in tree.flatten(params).items()
+    }
     tables = [n for path, n in sizes.items() if re.search(r"(^|/)embedding$", path)]
     tied = not any(re.search(r"(^|/)lm_head/", path) for path in sizes)
-    return sum(sizes.values()) - sum(tables) + (max(tables, default=0) if tied else 0)
+    return round(sum(sizes.values()) - sum(tables) + (max(tables, default=0) if tied else 0))
 
 
 def train_flops_per_token(

@@ -9,7 +9,7 @@ from fmjax.core import tree
 from fmjax.core.errors import ConfigError
 
 DECAY: Sequence[tuple[str, bool]] = (
-    (r"(^|/)(kernel|embedding|lora_a|lora_b)$", True),
+    (r"(^|/)(kernel|weight|embedding|lora_a|lora_b)$", True),
     (r".", False),
 )
 """Weight decay acts on what is multiplied by activations or looked up (matrices, embedding and

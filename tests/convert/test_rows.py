@@ -36,6 +36,17 @@ def test_the_stack_may_be_a_deeper_segment():
     assert [t.path for t in targets(rows, flat)] == list(flat)
 
 
+def test_experts_are_stacked_after_layers():
+    rows = [Row("m.{layer}.e.{expert}.w", "layers/e/w")]
+    (stacked,) = targets(rows, {"layers/e/w": np.zeros((2, 3, 5))})
+    apart = targets(rows, {f"layers_{i}/e/w": np.zeros((3, 5)) for i in range(2)})
+    assert stacked.keys == tuple(f"m.{i}.e.{e}.w" for i in range(2) for e in range(3))
+    assert sum((t.keys for t in apart), ()) == stacked.keys
+    assert stacked.file_shape == apart[0].file_shape == (5,)
+    assert stacked.index(4) == (1, 1) and stacked.layer_of(4) == 1
+    assert apart[1].index(2) == (2,) and apart[1].layer_of(2) == 1
+
+
 @pytest.mark.parametrize(
     ("rows", "flat", "message"),
     [

@@ -64,7 +64,7 @@ def test_logits_greedy_tokens_and_export(parity, tmp_path, name):
 def test_unscanned_layers_and_several_files(parity, tmp_path, name):
     hf = make(parity, tmp_path / "hf", name)
     model, params = fmjax.from_pretrained(tmp_path / "hf", scan_layers=False)
-    assert params["layers_0"]["mlp"]["experts"]["up_kernels"].shape[1:] == (32, 24)
+    assert params["layers_0"]["mlp"]["experts"]["up_proj"]["weight"].shape[1:] == (32, 24)
     parity.logits(hf, model, params, 10)
     parity.export(hf, tmp_path / "hf", tmp_path / "out", model, params, max_shard_size=9000)
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
@@ -172,7 +172,7 @@ def test_experts_over_devices_give_the_outputs_and_gradients_of_one(parity, tmp_
     rules = (("vocab", None), ("act_vocab", None), *DEFAULT_RULES)  # 61 is odd
     shardings = param_shardings(fmjax.abstract_params(model), mesh, rules)
     sharded = jax.device_put(params, shardings)
-    kernels = sharded["layers"]["mlp"]["experts"]["gate_kernels"]
+    kernels = sharded["layers"]["mlp"]["experts"]["gate_proj"]["weight"]
     assert kernels.addressable_shards[0].data.shape == (
         2,
         4 // sizes["expert"],

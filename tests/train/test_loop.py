@@ -326,6 +326,8 @@ def test_model_flops():
     assert matmul_params(tied) == 16 + 4 + 40
     untied = tied | {"lm_head": {"kernel": np.zeros((4, 10))}}
     assert matmul_params(untied) == 16 + 4 + 40
+    moe = untied | {"mlp": {"experts": {"up_proj": {"weight": np.zeros((4, 4, 6))}}}}
+    assert matmul_params(moe, expert_share=2 / 4) == 16 + 4 + 40 + 2 * 4 * 6
     shape = {"layers": 2, "attention_width": 4, "sequence_length": 8}
     assert train_flops_per_token(100, **shape) == 600 + 6 * 2 * 4 * 8
     assert train_flops_per_token(100, **shape, causal=False) == 600 + 12 * 2 * 4 * 8

@@ -23,7 +23,7 @@ class MixtralConfig(ModelConfig):
       num_local_experts: E of each layer; some files call it `num_experts`.
       num_experts_per_tok: how many of them a token visits.
       output_router_logits: return the router's logits where the caller does not say.
-      router_aux_loss_coef: weight of the load-balancing loss, for objectives.
+      router_aux_loss_coef: weight of the load-balancing loss in training.
     """
 
     vocab_size: int = 32000
@@ -66,6 +66,11 @@ class MixtralConfig(ModelConfig):
             f"config: num_experts_per_tok={self.num_experts_per_tok} must be between 1 and "
             f"num_local_experts={self.num_local_experts}",
         )
+
+    @property
+    def expert_share(self) -> float:
+        """Share of the experts that a token visits."""
+        return self.num_experts_per_tok / self.num_local_experts
 
     @classmethod
     def _read(cls, hf: dict[str, Any]) -> dict[str, Any]:

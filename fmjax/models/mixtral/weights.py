@@ -14,7 +14,7 @@ _FUSED = f"{LAYER}mlp."
 def _experts(name: str, path: str, fused: Fused) -> Row:
     return Row(
         f"{_MOE}experts.{{expert}}.{name}.weight",
-        f"layers/mlp/experts/{path}",
+        f"layers/mlp/experts/{path}/weight",
         TRANSPOSE,
         fused=fused,
     )
@@ -33,8 +33,8 @@ def rows(config: MixtralConfig) -> list[Row]:
             TRANSPOSE,
             fused=Fused(f"{_FUSED}gate.weight"),
         ),
-        _experts("w1", "gate_kernels", Fused(gate_up, part=0, parts=2)),
-        _experts("w2", "down_kernels", Fused(f"{_FUSED}experts.down_proj")),
-        _experts("w3", "up_kernels", Fused(gate_up, part=1, parts=2)),
+        _experts("w1", "gate_proj", Fused(gate_up, part=0, parts=2)),
+        _experts("w2", "down_proj", Fused(f"{_FUSED}experts.down_proj")),
+        _experts("w3", "up_proj", Fused(gate_up, part=1, parts=2)),
     ]
     return around(layers, config.tie_word_embeddings)
