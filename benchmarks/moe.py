@@ -5,7 +5,8 @@
 One layer, forward and backward, f32: 1024 tokens, width 256, two experts a token of width 512. Each
 row gives the median, its ratio to a dense gated MLP of the same active width (1024), and the time
 with `jax.lax.ragged_dot`, which XLA's CPU multiplies out over all experts. The active parameters
-stay the same from row to row while the total grows, so the first ratio should hardly grow.
+stay the same from row to row while the total grows; what the first ratio grows by is the memory
+that all experts' gradients take.
 """
 
 import argparse

@@ -27,8 +27,8 @@ def grouped_matmul(x_ND: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax
 
 
 def _block(rows: int, groups: int) -> int:
-    """Rows a block: about four blocks a group waste little on the groups' last, partial blocks."""
-    return min(128, max(8, rows // (4 * groups)))
+    """Rows a block: an even group's, as each block reads a whole matrix; 128 are enough."""
+    return min(128, max(8, rows // groups))
 
 
 @jax.custom_vjp
@@ -67,9 +67,11 @@ def _backward(saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, None]:
         group, first, count = _at(j, sizes_E, block)
         rows, grads = (jax.lax.dynamic_slice_in_dim(a, first, block) for a in padded)
         rows = jnp.where(jnp.arange(block)[:, None] < count, rows, 0)
-        return dw.at[group].add(rows.T @ grads)
+        product = jnp.matmul(rows.T, grads, preferred_element_type=jnp.float32)
+        return dw.at[group].add(product)
 
-    dw = jax.lax.fori_loop(0, _count(sizes_E, block), body, jnp.zeros_like(w))
+    dw = jnp.zeros(w.shape, jnp.float32)
+    dw = jax.lax.fori_loop(0, _count(sizes_E, block), body, dw).astype(w.dtype)
     return _product(dy, w, sizes_E, transposed=True), dw, None
 
 
