@@ -1,9 +1,12 @@
+import json
+
 import pytest
 
 import fmjax
 from fmjax.core.errors import ConfigError
 from fmjax.models.gpt2.config import GPT2Config
 from fmjax.models.llama.config import LlamaConfig
+from fmjax.models.registry import get_family
 
 YARN = {
     "rope_type": "yarn",
@@ -28,6 +31,51 @@ def test_from_hf_inverts_to_hf(config) -> None:
     assert type(config).from_hf(hf) == config
     assert type(config).from_hf(hf).to_hf() == hf
     hash(config)
+
+
+# What the published config.json files hold, bookkeeping apart.
+HUB = {
+    "qwen2-0.5b": """{
+        "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
+        "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
+        "intermediate_size": 4864, "max_position_embeddings": 131072, "max_window_layers": 24,
+        "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+        "sliding_window": 131072, "tie_word_embeddings": true, "use_cache": true,
+        "use_sliding_window": false, "vocab_size": 151936}""",
+    "qwen3-0.6b": """{
+        "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024,
+        "initializer_range": 0.02, "intermediate_size": 3072, "max_position_embeddings": 40960,
+        "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16,
+        "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
+        "rope_scaling": null, "rope_theta": 1000000, "sliding_window": null,
+        "tie_word_embeddings": true, "use_sliding_window": false, "vocab_size": 151936}""",
+    "gemma2-9b": """{
+        "attention_bias": false, "attention_dropout": 0.0, "attn_logit_softcapping": 50.0,
+        "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1,
+        "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 3584, "initializer_range": 0.02,
+        "intermediate_size": 14336, "max_position_embeddings": 8192, "model_type": "gemma2",
+        "num_attention_heads": 16, "num_hidden_layers": 42, "num_key_value_heads": 8,
+        "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_size": 4096,
+        "vocab_size": 256000}""",
+    "mixtral-8x7b": """{
+        "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+        "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32,
+        "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "num_local_experts": 8, "output_router_logits": false, "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": null,
+        "tie_word_embeddings": false, "vocab_size": 32000}""",
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_published_files_are_the_sizes_that_bear_their_names(name: str) -> None:
+    hf = json.loads(HUB[name])
+    assert get_family(hf["model_type"]).config.from_hf(hf) == fmjax.presets()[name]
 
 
 def test_older_rope_fields_mean_the_same() -> None:

@@ -30,6 +30,7 @@ CASES = {
     ),
     "window-one-kv-head": dict(sliding_window=4, num_key_value_heads=1),
     "gelu-wide-heads-eps": dict(hidden_act="gelu", head_dim=12, rms_norm_eps=1e-2),
+    "more-experts-than-tokens-need": dict(num_local_experts=29, num_key_value_heads=4),
     "linear-rope": dict(rope_parameters={"rope_type": "linear", "factor": 3.0}),
 }
 

@@ -86,7 +86,7 @@ class MixtralConfig(ModelConfig):
 
 # Published sizes by name.
 PRESETS: dict[str, MixtralConfig] = {
-    "mixtral-8x7b": MixtralConfig(max_position_embeddings=32768),
+    "mixtral-8x7b": MixtralConfig(max_position_embeddings=32768, router_aux_loss_coef=0.02),
     "mixtral-8x22b": MixtralConfig(
         hidden_size=6144,
         intermediate_size=16384,
