@@ -16,14 +16,16 @@ def grouped_matmul(x_ND: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax
     Args:
       x_ND: rows, sorted by group.
       w_EDF: matrices, of the same dtype.
-      sizes_E: i32, rows of each group. Rows after the last group give unspecified values.
+      sizes_E: i32, rows of each group. Rows after the last group give zeros and get no gradient.
 
     Returns:
       [N, F].
     """
-    return jax.lax.platform_dependent(
-        x_ND, w_EDF, sizes_E, cpu=_blocked, default=jax.lax.ragged_dot
-    )
+    # Both implementations may leave anything in rows without a group, forward and backward.
+    grouped = (jnp.arange(len(x_ND)) < jnp.sum(sizes_E))[:, None]
+    x = jnp.where(grouped, x_ND, 0)
+    y = jax.lax.platform_dependent(x, w_EDF, sizes_E, cpu=_blocked, default=jax.lax.ragged_dot)
+    return jnp.where(grouped, y, 0)
 
 
 def _block(rows: int, groups: int) -> int:

@@ -122,9 +122,8 @@ def _visit(
     sizes_E = jnp.bincount(expert, length=E + 1)[:E].astype(jnp.int32)
     visits = x_ND[order // K]
     hidden = act(grouped_matmul(visits, gate, sizes_E)) * grouped_matmul(visits, up, sizes_E)
-    y = grouped_matmul(hidden, down, sizes_E)
-    y = jnp.where((expert[order] < E)[:, None], y, 0)[jnp.argsort(order)]
-    y_NKD = y.reshape(N, K, -1)
+    y = grouped_matmul(hidden, down, sizes_E)  # zero for experts elsewhere
+    y_NKD = y[jnp.argsort(order)].reshape(N, K, -1)
     return jnp.sum(y_NKD * weights_NK[:, :, None], 1).astype(x_ND.dtype)
 
 
