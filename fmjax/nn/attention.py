@@ -119,7 +119,7 @@ def update_cache(
 ) -> tuple[jax.Array, jax.Array]:
     """Writes T new keys and values at slot `index` of the "cache" collection [B, G, S, K].
 
-    A cache from `squeeze_cache`, [B · G, S, K], keeps that shape.
+    A cache from `squeeze_cache` keeps its shape.
 
     S comes from `mask.valid`. A first call with the Python integer 0 is a prefill: the new keys
     are all that is visible, so they are returned as they are and attention costs T × T instead of
@@ -142,12 +142,14 @@ def update_cache(
 
 
 def squeeze_cache(cache: Any) -> Any:
-    """The same cache without a batch or heads axis of size 1: [B · G, S, K], for a loop's carry.
+    """The same cache without batch and heads axes of size 1, as a loop must carry it.
 
-    XLA drops such an axis from the matmuls. With the reshape between the update and the matmul it
+    XLA drops such axes from the matmuls. With the reshape between the update and the matmul it
     no longer updates in place: three copies of the cache at every step (CPU, jax 0.10).
     """
-    return jax.tree.map(
-        lambda x: x.reshape(-1, *x.shape[-2:]) if 1 in x.shape[:-2] else x,
-        cache,
-    )
+
+    def squeeze(x: jax.Array) -> jax.Array:
+        *rows, S, K = x.shape
+        return x.reshape(*(n for n in rows if n > 1), S, K)
+
+    return jax.tree.map(squeeze, cache)
