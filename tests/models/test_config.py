@@ -87,7 +87,14 @@ def test_falcons_that_the_reference_does_not_have_are_refused(hf, message: str) 
 
 
 def test_older_names_of_falcon_mean_the_same() -> None:
-    old = {"n_embed": 48, "num_attention_heads": 6, "rope_theta": 5e5, "rope_scaling": None}
+    old = {
+        "n_embed": 48,
+        "num_attention_heads": 6,
+        "rope_theta": 5e5,
+        "rope_scaling": None,
+        "apply_residual_connection_post_layernorm": False,
+        "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"},
+    }
     new = FalconConfig(hidden_size=48, num_attention_heads=6, rope=Rope(rope_theta=5e5))
     assert FalconConfig.from_hf(old) == new
 
