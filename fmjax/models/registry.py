@@ -16,6 +16,7 @@ from fmjax.nn.param import abstract
 # model_type of a config.json → (module below fmjax.models, config class, model class,
 # class that transformers names in `architectures`).
 _FAMILIES = {
+    "falcon": ("falcon", "FalconConfig", "Falcon", "FalconForCausalLM"),
     "gpt2": ("gpt2", "GPT2Config", "GPT2", "GPT2LMHeadModel"),
     "llama": ("llama", "LlamaConfig", "Llama", "LlamaForCausalLM"),
     "mistral": ("llama", "LlamaConfig", "Llama", "MistralForCausalLM"),

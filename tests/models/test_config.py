@@ -2,8 +2,10 @@ import pytest
 
 import fmjax
 from fmjax.core.errors import ConfigError
+from fmjax.models.falcon.config import FalconConfig
 from fmjax.models.gpt2.config import GPT2Config
 from fmjax.models.llama.config import LlamaConfig
+from fmjax.nn.rope import Rope
 
 YARN = {
     "rope_type": "yarn",
@@ -21,6 +23,8 @@ YARN = {
         LlamaConfig.from_hf({"model_type": "llama", "rope_parameters": YARN, "head_dim": 6}),
         LlamaConfig.from_hf({"model_type": "mistral", "sliding_window": None}),
         GPT2Config(n_inner=7, eos_token_id=(1, 2)),
+        FalconConfig.from_hf({"model_type": "falcon", "rope_parameters": YARN, "ff_factor": 4}),
+        FalconConfig(hidden_size=36, num_attention_heads=6, alibi=True, ffn_hidden_size=7),
     ],
 )
 def test_from_hf_inverts_to_hf(config) -> None:
@@ -58,6 +62,43 @@ def test_what_is_not_understood_is_refused(hf, message: str) -> None:
         LlamaConfig.from_hf(hf)
 
 
+NEW = {"new_decoder_architecture": True, "hidden_size": 48, "num_attention_heads": 6}
+
+
+@pytest.mark.parametrize(
+    ("hf", "message"),
+    [
+        ({"multi_quary": False}, "multi_quary=False.*did you mean 'multi_query'"),
+        ({"apply_residual_connection_post_layernorm": True}, "post_layernorm=True is not"),
+        ({"model_type": "RefinedWeb"}, "'RefinedWeb' is not Falcon"),
+        ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size=30 is not a multiple"),
+        (NEW | {"num_kv_heads": 4}, "num_attention_heads=6 is not a multiple of num_kv_heads=4"),
+        ({"multi_query": False, "num_kv_heads": 1}, "num_kv_heads=1 below.*needs new_decoder"),
+        (NEW | {"parallel_attn": False}, "no serial blocks"),
+        (NEW | {"num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn=3 must be 1 or 2"),
+        ({"num_ln_in_parallel_attn": 2}, "=2 needs new_decoder_architecture"),
+        ({"hidden_size": 30, "num_attention_heads": 6, "alibi": True}, "=5 must be even"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5 needs"),
+    ],
+)
+def test_falcons_that_the_reference_does_not_have_are_refused(hf, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FalconConfig.from_hf(hf)
+
+
+def test_older_names_of_falcon_mean_the_same() -> None:
+    old = {
+        "n_embed": 48,
+        "num_attention_heads": 6,
+        "rope_theta": 5e5,
+        "rope_scaling": None,
+        "apply_residual_connection_post_layernorm": False,
+        "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"},
+    }
+    new = FalconConfig(hidden_size=48, num_attention_heads=6, rope=Rope(rope_theta=5e5))
+    assert FalconConfig.from_hf(old) == new
+
+
 def test_unknown_families_and_sizes_are_named() -> None:
     with pytest.raises(ConfigError, match="'rwkv'.*gpt2, llama"):
         fmjax.build({"model_type": "rwkv"})
@@ -70,6 +111,9 @@ def test_unknown_families_and_sizes_are_named() -> None:
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
+        ("falcon-7b", 6921.7),
+        ("falcon-40b", 41303.3),
+        ("falcon-rw-1b", 1311.6),
         ("gpt2", 124.4),
         ("gpt2-xl", 1557.6),
         ("llama-7b", 6738.4),

@@ -41,7 +41,13 @@ GPT2 = {
     "same names": dict(r=2, target_modules=["c_proj", "attn.c_attn", "wpe"]),
     "layers": dict(r=2, target_modules=["c_attn", "c_fc"], layers_to_transform=[1]),
 }
-CASES = [("llama", n) for n in LLAMA] + [("gpt2", n) for n in GPT2]
+FALCON = {
+    # Query, key and value interleaved by group in the file.
+    "fused": dict(r=3, lora_alpha=8, target_modules=["query_key_value"]),
+    "all-linear": dict(r=2, target_modules="all-linear"),
+}
+SPECS = {"llama": LLAMA, "gpt2": GPT2, "falcon": FALCON}
+CASES = [(family, name) for family, specs in SPECS.items() for name in specs]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}, {case[1]}")
@@ -49,7 +55,7 @@ def case(request, kit):
     """A twin and a PEFT model with random factors on the reference."""
     family, name = request.param
     twin = request.getfixturevalue(family)
-    return twin, kit.peft_model(twin, **(LLAMA if family == "llama" else GPT2)[name])
+    return twin, kit.peft_model(twin, **SPECS[family][name])
 
 
 def differ(a, b):
