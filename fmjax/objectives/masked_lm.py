@@ -14,7 +14,9 @@ from fmjax.objectives.cross_entropy import is_top, nll_and_logsumexp
 
 Batch = Mapping[str, jax.Array]
 
-INPUTS = ("attention_mask", "token_type_ids", "position_ids", "segment_ids")
+# Not position_ids: encoders number the rows of their tables each in its own way (RoBERTa's start at
+# 2), also within the segments of a packed row.
+INPUTS = ("attention_mask", "token_type_ids", "segment_ids")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ class MaskedLM:
           apply: `model.apply`; its output has `logits` [B, T, V].
           variables: of the model.
           extra: what `init` gave; returned as it is.
-          batch: see `hide`, and token_type_ids, position_ids i32[B, T], which are passed on. With
+          batch: see `hide`, and token_type_ids i32[B, T]. The masks and these are passed on; with
             labels i32[B, T] (-100 is not predicted) input_ids are taken as they are.
           rng: key for the choice of tokens and for dropout; None evaluates.
 
@@ -137,9 +139,10 @@ class MaskedLM:
         chosen = candidate & (chance < self.probability)
         fate = jax.random.uniform(replace, ids.shape)
         other = jax.random.randint(draw, ids.shape, 0, self.vocab_size, ids.dtype)
-        hidden = jnp.where(fate < self.masked, jnp.asarray(self.mask_token_id, ids.dtype), ids)
-        hidden = jnp.where(
-            (fate >= self.masked) & (fate < self.masked + self.random), other, hidden
+        hidden = jnp.select(
+            [fate < self.masked, fate < self.masked + self.random],
+            [jnp.full_like(ids, self.mask_token_id), other],
+            ids,
         )
         return jnp.where(chosen, hidden, ids), jnp.where(chosen, ids, IGNORE)
 

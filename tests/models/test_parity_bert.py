@@ -376,11 +376,13 @@ def test_texts_packed_into_a_row_do_not_meet(parity, tmp_path, name):
     start = 2 if name.startswith("roberta") else 0
     ids = np.random.default_rng(0).integers(4, 60, (2, 4))
     packed = {
-        "input_ids": np.concatenate([ids[0], ids[1, :3], [0]])[None],
+        "input_ids": np.concatenate([ids[0], ids[1, :3], [model.config.pad_token_id]])[None],
         "segment_ids": np.array([[1, 1, 1, 1, 2, 2, 2, 0]]),
-        "position_ids": np.array([[0, 1, 2, 3, 0, 1, 2, 0]]) + start,
     }
     together = ours(model, params, packed)[0].logits[0]
+    places = {"position_ids": np.array([[0, 1, 2, 3, 0, 1, 2, 0]]) + start}
+    given = ours(model, params, packed | places)[0].logits[0]
+    np.testing.assert_allclose(together[:7], given[:7], rtol=0, atol=1e-6)
     apart = [ours(model, params, {"input_ids": x[None]})[0].logits[0] for x in (ids[0], ids[1, :3])]
     np.testing.assert_allclose(together[:7], np.concatenate(apart), rtol=0, atol=1e-5)
 

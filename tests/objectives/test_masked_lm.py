@@ -122,7 +122,8 @@ def test_inputs_and_the_dropout_key_reach_the_model(batch, variables) -> None:
 
     small = {"input_ids": batch["input_ids"][:2, :8]}
     extras = {"token_type_ids": jnp.zeros((2, 8)), "attention_mask": jnp.ones((2, 8))}
-    OBJECTIVE.loss(apply, variables, {}, small | extras, jax.random.key(0))
+    places = {"position_ids": jnp.zeros((2, 8), jnp.int32)}  # the encoder counts for itself
+    OBJECTIVE.loss(apply, variables, {}, small | extras | places, jax.random.key(0))
     assert seen.keys() == {"input_ids", "rngs", *extras}
     seen.clear()
     OBJECTIVE.loss(apply, variables, {}, small, None)

@@ -126,9 +126,7 @@ class Bert(nn.Module):
           attention_mask: [B, T], 1 where there is a token.
           token_type_ids: i32 [B, T], 0 in the first sentence of a pair and 1 in the second;
             default 0.
-          position_ids: i32 [B, T], rows of the position table. The default is as in transformers:
-            0 … T−1 for BERT; for RoBERTa pad_token_id + 1, + 2, … over the ids that are not
-            pad_token_id, which itself stands at pad_token_id. Packed rows must give them.
+          position_ids: i32 [B, T], rows of the position table; default `default_positions`.
           segment_ids: i32 [B, T], texts packed into a row (0 is padding).
           output_hidden_states: return every layer's output too.
 
@@ -160,7 +158,7 @@ class Bert(nn.Module):
         places = table(cfg.max_position_embeddings, "positions", "position_embeddings")
         types = table(cfg.type_vocab_size, None, "token_type_embeddings")
         if position_ids is None:
-            position_ids = default_positions(cfg, input_ids)
+            position_ids = default_positions(cfg, input_ids, segment_ids)
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
         x0 = words(input_ids) + types(token_type_ids) + places(position_ids)
@@ -226,13 +224,26 @@ def _head(
             return EncoderOutput(x, pooled(), hidden_states)
 
 
-def default_positions(config: BertConfig, input_ids: jax.Array) -> jax.Array:
-    """Rows of the position table that tokens stand on unless told otherwise: i32 [B, T]."""
-    if config.model_type == "roberta":
-        token = (input_ids != config.pad_token_id).astype(jnp.int32)
-        return jnp.cumsum(token, 1) * token + config.pad_token_id
-    slots = jnp.arange(input_ids.shape[1], dtype=jnp.int32)
-    return jnp.broadcast_to(slots, input_ids.shape)
+def default_positions(
+    config: BertConfig, input_ids: jax.Array, segment_ids: jax.Array | None = None
+) -> jax.Array:
+    """Rows of the position table that tokens stand on, as in transformers.
+
+    BERT counts all slots from 0. RoBERTa counts from pad_token_id + 1 the ids that are not
+    pad_token_id; those that are stand at pad_token_id. Each segment of a packed row starts anew.
+
+    Returns:
+      i32 [B, T].
+    """
+    roberta = config.model_type == "roberta"
+    token = input_ids != config.pad_token_id if roberta else jnp.ones_like(input_ids)
+    token = token.astype(jnp.int32)
+    count = jnp.cumsum(token, 1)
+    if segment_ids is not None:
+        starts = segment_ids != jnp.roll(segment_ids, 1, 1)
+        before = jnp.where(starts.at[:, 0].set(True), count - token, 0)
+        count = count - jax.lax.cummax(before, 1)
+    return count * token + config.pad_token_id if roberta else count - 1
 
 
 def _check_shapes(input_ids: jax.Array, **others: jax.Array | None) -> None:
