@@ -6,6 +6,7 @@ one, and what `save_pretrained` writes loads with transformers' `AutoModel…` c
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -211,10 +212,10 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise CheckpointError(
-            f"{directory} is not a local directory; download the model first: "
-            f"hf download {directory} --local-dir DIR"
-        )
+        hint = "give the directory of a model"
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(directory)):
+            hint += f", or download one by its name: hf download {directory} --local-dir DIR"
+        raise CheckpointError(f"{directory}: no such directory; {hint}")
     file = directory / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{directory} has no config.json; give the model's own directory")

@@ -22,6 +22,7 @@ ALLOWED = {
     "train": {"core", "parallel"},
     "generate": {"core", "nn"},
     "evals": {"core", "generate"},
+    "report": set(),
 }
 FORBIDDEN = {"torch", "transformers", "tensorflow", "peft", "bitsandbytes", "diffusers", "pickle"}
 
