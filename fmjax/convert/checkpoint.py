@@ -140,24 +140,21 @@ def match(
     rest = dict(tensors)
     matches: list[Match] = []
     copies: list[Match] = []
-
-    def of_head(name: str) -> bool:
-        return head_tensors is not None and head_tensors.search(name) is not None
-
     for target in targets(rows, flat):
-        found = [_take(rest, names) for names in target.spellings]
+        found = [_take(rest, key, target.row) for key in target.keys]
         missing = [key for key, t in zip(target.keys, found, strict=True) if t is None]
         if target.row.copy:
             if not missing:
                 copies.append(_checked(target, found, flat[target.path].dtype))
-        elif new_head and of_head(target.keys[0]) and not _fits(target, found):
+        elif new_head and _found(head_tensors, target.keys[0]) and not _fits(target, found):
             continue
         elif missing:
-            raise CheckpointError(_missing(missing[0], target, tensors, of_head(missing[0])))
+            of_head = _found(head_tensors, missing[0])
+            raise CheckpointError(_missing(missing[0], target, tensors, of_head))
         else:
             matches.append(_checked(target, found, flat[target.path].dtype))
     for name, tensor in rest.items():
-        if not BUFFERS.search(name) and not of_head(name):
+        if not BUFFERS.search(name) and not _found(head_tensors, name):
             raise CheckpointError(
                 f"{tensor.file} holds {name!r}, which this configuration has no parameter for; "
                 "check config.json (architectures, biases, number of layers, tied embeddings, "
@@ -170,12 +167,17 @@ def match(
     return matches
 
 
+def _found(pattern: re.Pattern[str] | None, name: str) -> bool:
+    return pattern is not None and pattern.search(name) is not None
+
+
 def _fits(target: Target, found: Sequence[Tensor | None]) -> bool:
     return all(t is not None and t.shape == target.file_shape for t in found)
 
 
-def _take(rest: dict[str, Tensor], spellings: Sequence[str]) -> Tensor | None:
-    hits = [name for name in spellings if name in rest]
+def _take(rest: dict[str, Tensor], key: str, row: Row) -> Tensor | None:
+    spellings = [key, key.partition(".")[2], *(row.aliases(key) if row.aliases else ())]
+    hits = [name for name in dict.fromkeys(spellings) if name in rest]
     if len(hits) > 1:
         raise CheckpointError(
             f"{rest[hits[0]].file} holds both {hits[0]!r} and {hits[1]!r}, one parameter twice; "

@@ -7,7 +7,7 @@ the model is built with `scan_layers=False`, one parameter per layer ("layers_0/
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,14 @@ class Row:
       transform: layout change from file to parameter.
       copy: the tensor is a second name of a parameter that another row reads (a tied head).
         Files may hold it and must then repeat the other bit for bit; it is never written.
-      aliases: other names that files may hold the tensor under; never written.
+      aliases: a tensor's name → other names that files may hold it under; never written.
     """
 
     hf: str
     path: str
     transform: Transform = IDENTITY
     copy: bool = False
-    aliases: tuple[str, ...] = ()
+    aliases: Callable[[str], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,6 @@ class Target:
     def file_shape(self) -> tuple[int, ...]:
         """Shape of each of the file tensors."""
         return self.row.transform.file_shape(self.shape[1:] if self.stacked else self.shape)
-
-    @property
-    def spellings(self) -> list[list[str]]:
-        """What files may call the tensor of each key: its names, with or without what is before
-        the first dot, the name of the base model under its head.
-        """
-        return [
-            list(dict.fromkeys(spelling for name in names for spelling in (name, _bare(name))))
-            for layer in range(self.layer, self.layer + len(self.keys))
-            for names in [[n.format(layer=layer) for n in (self.row.hf, *self.row.aliases)]]
-        ]
 
 
 def targets(rows: Sequence[Row], flat: Mapping[str, Any]) -> list[Target]:
@@ -119,10 +108,6 @@ def _of_row(row: Row, flat: Mapping[str, Any]) -> Iterator[Target]:
             layer += 1
         if not layer:
             raise _no_parameter(row)
-
-
-def _bare(name: str) -> str:
-    return name.partition(".")[2]
 
 
 def _no_parameter(row: Row) -> CheckpointError:

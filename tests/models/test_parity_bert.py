@@ -42,6 +42,10 @@ CASES = {
         dict(hidden_act="gelu_new", max_position_embeddings=10),
     ),
     "roberta": ("RobertaModel", dict(type_vocab_size=1)),
+    "roberta-one-layer-one-head": (
+        "RobertaModel",
+        dict(num_hidden_layers=1, num_attention_heads=1, hidden_size=24),
+    ),
     "roberta-masked-lm": ("RobertaForMaskedLM", dict(hidden_act="relu", layer_norm_eps=1e-5)),
     "roberta-pad-three": ("RobertaForMaskedLM", dict(pad_token_id=3, num_hidden_layers=3)),
     "roberta-classes": (
