@@ -287,6 +287,16 @@ def test_old_names_and_either_prefix(parity, tmp_path, name, change):
     compare(hf, *fmjax.from_pretrained(tmp_path))
 
 
+def test_a_tensor_under_two_names(parity, tmp_path):
+    make(parity, tmp_path, "bert-tags")
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = "bert.embeddings.LayerNorm.weight"
+    save_file(tensors | {old(name): tensors[name].copy()}, file, metadata={"format": "pt"})
+    with pytest.raises(fmjax.FmjaxError, match=f"holds both '{name}' and '{old(name)}'"):
+        fmjax.from_pretrained(tmp_path)
+
+
 def test_files_with_tied_copies_buffers_and_the_heads_of_pretraining(parity, tmp_path):
     """As the published bert-base lies: a masked LM by its config, with a pooler and more."""
     hf = make(parity, tmp_path, "bert-pretraining")
