@@ -7,7 +7,7 @@ the model is built with `scan_layers=False`, one parameter per layer ("layers_0/
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,14 @@ class Row:
       transform: layout change from file to parameter.
       copy: the tensor is a second name of a parameter that another row reads (a tied head).
         Files may hold it and must then repeat the other bit for bit; it is never written.
+      aliases: a tensor's name → other names that files may hold it under; never written.
     """
 
     hf: str
     path: str
     transform: Transform = IDENTITY
     copy: bool = False
+    aliases: Callable[[str], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)

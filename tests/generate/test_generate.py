@@ -283,3 +283,9 @@ def test_the_cache_is_updated_in_place(name, depth):
 def test_the_room_is_callable_and_a_module():
     assert fmjax.generate.generate is generate
     assert callable(fmjax.generate) and fmjax.generate.Sampling is Sampling
+
+
+def test_an_encoder_does_not_generate():
+    model = fmjax.build("bert-base")
+    with pytest.raises(fmjax.FmjaxError, match="Bert with head=.masked-lm. does not predict"):
+        generate(model, {"params": {}}, [[1, 2]], max_new_tokens=2)
