@@ -1,11 +1,12 @@
 """Directories in the Hugging Face layout: read a model from one, write a model to one.
 
 Nothing here touches the network: directories are local. `hf download NAME --local-dir DIR` gets
-one, and what `save_pretrained` writes loads with transformers' `AutoModelForCausalLM`.
+one, and what `save_pretrained` writes loads with transformers' `AutoModel…` classes.
 """
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ import jax.numpy as jnp
 from fmjax import convert as files
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.core.logical import Rules
-from fmjax.core.tree import flatten
+from fmjax.core.tree import combine, flatten
+from fmjax.initialize import init_params
+from fmjax.models.config import ModelConfig
 from fmjax.models.registry import abstract_params, build, get_family
 from fmjax.parallel import DEFAULT_RULES, param_shardings
 
@@ -43,6 +46,8 @@ def from_pretrained(
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     rules: Rules | None = None,
+    override: Mapping[str, Any] | None = None,
+    new_head: jax.Array | None = None,
     **execution: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A model and its weights, read straight into their place on the devices.
@@ -54,6 +59,10 @@ def from_pretrained(
         master weights under bfloat16 computation.
       mesh: lays the parameters out; None puts them on the default device.
       rules: logical axes → mesh axes; default `fmjax.parallel.DEFAULT_RULES`.
+      override: fields of the config to change, such as {"head": "sequence-classification",
+        "id2label": ["negative", "positive"]}. Weights of another head are then left unread.
+      new_head: a key, `jax.random.key(seed)`: the head's parameters that the weights lack, or have
+        for another number of labels, start from random values. None: that is an error.
       **execution: other fields of `fmjax.Execution` (param_dtype, scan_layers, remat, attention).
 
     Returns:
@@ -69,11 +78,22 @@ def from_pretrained(
     dtype = dtype or str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
     if isinstance(dtype, str):
         dtype = dtype.removeprefix("torch.")
-    model = _build(directory, raw, **({"dtype": dtype, "param_dtype": dtype} | execution))
+    model = _build(directory, raw, override, **({"dtype": dtype, "param_dtype": dtype} | execution))
     abstract = abstract_params(model)
     sharding = None if mesh is None else param_shardings(abstract, mesh, rules or DEFAULT_RULES)
-    rows = get_family(model.config.model_type).rows(model.config)
-    return model, files.load_params(directory, rows, abstract, sharding)
+    family = get_family(model.config.model_type)
+    params = files.load_params(
+        directory,
+        family.rows(model.config),
+        abstract,
+        sharding,
+        head_tensors=family.head_tensors,
+        new_head=new_head is not None,
+    )
+    if lacking := flatten(abstract).keys() - flatten(params).keys():
+        new = init_params(model, new_head, mesh=mesh, rules=rules, paths=lacking)
+        params = combine(params, new)
+    return model, params
 
 
 def save_pretrained(
@@ -118,10 +138,11 @@ def save_pretrained(
         if tokenizer is not None:
             tokenizer.save(staging)
         generation = staging / "generation_config.json"
-        if generation_config is not None or not generation.exists():
+        default = config.head == "causal-lm" and not generation.exists()
+        if generation_config is not None or default:
             _write_json(generation, generation_config or _special_tokens(config))
         files.write_weights(staging, items, max_shard_size)
-        _write_config(staging, config.model_type, config.to_hf(), items)
+        _write_config(staging, config, config.to_hf(), items)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +186,7 @@ def convert(
     """
     source = Path(source)
     raw = read_config(source)
-    model = _build(source, raw, dtype=dtype or "float32")
+    model = _build(source, raw, None, dtype=dtype or "float32")
     rows = get_family(model.config.model_type).rows(model.config)
     tensors = files.open_directory(source)
     items = files.tensor_items(files.match(tensors, rows, flatten(abstract_params(model))), dtype)
@@ -173,7 +194,7 @@ def convert(
         carry(source, staging)
         files.write_weights(staging, items, max_shard_size)
         raw.pop("torch_dtype", None)
-        _write_config(staging, model.config.model_type, raw, items)
+        _write_config(staging, model.config, raw, items)
     return Converted(
         tensors=len(items),
         parameters=sum(item.nbytes // item.dtype.itemsize for item in items),
@@ -191,10 +212,10 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise CheckpointError(
-            f"{directory} is not a local directory; download the model first: "
-            f"hf download {directory} --local-dir DIR"
-        )
+        hint = "give the directory of a model"
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(directory)):
+            hint += f", or download one by its name: hf download {directory} --local-dir DIR"
+        raise CheckpointError(f"{directory}: no such directory; {hint}")
     file = directory / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{directory} has no config.json; give the model's own directory")
@@ -219,13 +240,15 @@ def carry(source: str | Path, target: Path) -> None:
                 shutil.copyfile(file, target / file.name)
 
 
-def _build(directory: Path, raw: Mapping[str, Any], **execution: Any) -> nn.Module:
+def _build(
+    directory: Path, raw: Mapping[str, Any], override: Mapping[str, Any] | None, **execution: Any
+) -> nn.Module:
     try:
         config = get_family(raw["model_type"]).config.from_hf(raw)
     except ConfigError as e:
         why = str(e).removeprefix("config: ")
         raise ConfigError(f"{directory / 'config.json'}: {why}") from e
-    return build(config, **execution)
+    return build(config, override=override, **execution)
 
 
 def _check_params(model: nn.Module, params: Mapping[str, Any]) -> None:
@@ -250,14 +273,14 @@ def _special_tokens(config: Any) -> dict[str, Any]:
 
 
 def _write_config(
-    directory: Path, model_type: str, config: Mapping[str, Any], items: Sequence[files.Item]
+    directory: Path, config: ModelConfig, content: Mapping[str, Any], items: Sequence[files.Item]
 ) -> None:
     extra = {
-        "architectures": [get_family(model_type).architecture],
+        "architectures": [get_family(config.model_type).architecture(config)],
         "dtype": _widest(items),
-        "model_type": model_type,
+        "model_type": config.model_type,
     }
-    _write_json(directory / "config.json", {**config, **extra})
+    _write_json(directory / "config.json", {**content, **extra})
 
 
 def _widest(items: Sequence[files.Item]) -> str:

@@ -114,7 +114,11 @@ class Match:
 
 
 def match(
-    tensors: Mapping[str, Tensor], rows: Sequence[Row], flat: Mapping[str, Any]
+    tensors: Mapping[str, Tensor],
+    rows: Sequence[Row],
+    flat: Mapping[str, Any],
+    head_tensors: re.Pattern[str] | None = None,
+    new_head: bool = False,
 ) -> list[Match]:
     """Pairs every parameter with its tensors and every tensor with its parameter.
 
@@ -125,6 +129,10 @@ def match(
       tensors: what the files hold.
       rows: the weights map.
       flat: {path: leaf with shape and dtype} of the model's parameters.
+      head_tensors: names of what belongs to heads, where files may hold those of another head:
+        tensors that the model has no parameter for are then left alone.
+      new_head: parameters of a head are left out of the result where the files lack them, or hold
+        them in another shape (another number of labels).
 
     Raises:
       CheckpointError: a tensor that is missing, unexpected, there twice, of another shape or of
@@ -134,24 +142,29 @@ def match(
     matches: list[Match] = []
     copies: list[Match] = []
     for target in targets(rows, flat):
-        found = [_take(rest, key) for key in target.keys]
+        found = [_take(rest, key, target.row) for key in target.keys]
         missing = [key for key, t in zip(target.keys, found, strict=True) if t is None]
         if target.row.copy:
             if not missing:
                 copies.append(_checked(target, found, flat[target.path].dtype))
+        elif new_head and _found(head_tensors, target.keys[0]) and not _fits(target, found):
+            continue
         elif missing:
-            raise CheckpointError(_missing(missing[0], target, tensors))
+            of_head = _found(head_tensors, missing[0])
+            raise CheckpointError(_missing(missing[0], target, tensors, of_head))
         else:
             matches.append(_checked(target, found, flat[target.path].dtype))
     for name, tensor in rest.items():
-        if not BUFFERS.search(name):
+        if not BUFFERS.search(name) and not _found(head_tensors, name):
             raise CheckpointError(
                 f"{tensor.file} holds {name!r}, which this configuration has no parameter for; "
-                "check config.json (biases, number of layers, tied embeddings, quantisation)"
+                "check config.json (architectures, biases, number of layers, tied embeddings, "
+                "quantisation)"
             )
     originals = {m.target.path: m for m in matches}
     for copy in copies:
-        _check_copy(copy, originals[copy.target.path])
+        if copy.target.path in originals:
+            _check_copy(copy, originals[copy.target.path])
     return matches
 
 
@@ -196,10 +209,18 @@ def _parts(whole: Tensor, row: Row) -> list[Tensor]:
     return [replace(whole, shape=shape, start=whole.start + n * nbytes) for n in starts]
 
 
-def _take(rest: dict[str, Tensor], key: str) -> Tensor | None:
-    spellings = [key, key.partition(".")[2]]
-    hits = [name for name in spellings if name in rest]
-    if len(hits) == 2:
+def _found(pattern: re.Pattern[str] | None, name: str) -> bool:
+    return pattern is not None and pattern.search(name) is not None
+
+
+def _fits(target: Target, found: Sequence[Tensor | None]) -> bool:
+    return all(t is not None and t.shape == target.file_shape for t in found)
+
+
+def _take(rest: dict[str, Tensor], key: str, row: Row) -> Tensor | None:
+    spellings = [key, key.partition(".")[2], *(row.aliases(key) if row.aliases else ())]
+    hits = [name for name in dict.fromkeys(spellings) if name in rest]
+    if len(hits) > 1:
         raise CheckpointError(
             f"{rest[hits[0]].file} holds both {hits[0]!r} and {hits[1]!r}, one parameter twice; "
             "remove one"
@@ -219,12 +240,15 @@ def _checked(target: Target, found: Iterable[Tensor | None], dtype: np.dtype) ->
     return Match(target, tensors)
 
 
-def _missing(key: str, target: Target, tensors: Mapping[str, Tensor]) -> str:
+def _missing(key: str, target: Target, tensors: Mapping[str, Tensor], of_head: bool) -> str:
     where = next(iter(tensors.values())).file.parent if tensors else "the checkpoint"
-    return (
-        f"{where} lacks tensor {key!r} (parameter {target.path!r}); "
-        "check config.json against the weights, or download all of them"
+    remedy = (
+        "pass new_head=jax.random.key(0) to start the head from random values, or choose a head "
+        "that the weights have"
+        if of_head
+        else "check config.json against the weights, or download all of them"
     )
+    return f"{where} lacks tensor {key!r} (parameter {target.path!r}); {remedy}"
 
 
 def _check_copy(copy: Match, original: Match) -> None:

@@ -1,5 +1,6 @@
 """Weights from files straight into the layout in which the devices want them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def load_params(
     abstract: Mapping[str, Any],
     sharding: Mapping[str, Any] | None = None,
     dtype: Any = None,
+    head_tensors: re.Pattern[str] | None = None,
+    new_head: bool = False,
 ) -> dict[str, Any]:
     """Reads a checkpoint into parameters.
 
@@ -37,9 +40,10 @@ def load_params(
       sharding: nested dict of `jax.sharding.Sharding` with the same paths. None: the default
         device.
       dtype: of floating parameters; None takes each from `abstract`.
+      head_tensors, new_head: what files may hold and lack, see `match`.
 
     Returns:
-      Nested dict of arrays with the paths and shapes of `abstract`.
+      Nested dict of arrays with the paths and shapes of `abstract`, less what a new head lacks.
 
     Raises:
       CheckpointError: see `open_directory` and `match`.
@@ -47,13 +51,13 @@ def load_params(
     flat = flatten(abstract)
     shardings = flatten(sharding) if sharding is not None else {}
     params: dict[str, Any] = {}
-    for found in match(open_directory(directory), rows, flat):
+    for found in match(open_directory(directory), rows, flat, head_tensors, new_head):
         path = found.target.path
         want = np.dtype(flat[path].dtype)
         if dtype is not None and jnp.issubdtype(want, jnp.floating):
             want = jnp.dtype(dtype)
         params[path] = _place(found, want, shardings.get(path))
-    return unflatten({path: params[path] for path in flat})
+    return unflatten({path: params[path] for path in flat if path in params})
 
 
 def _place(found: Match, dtype: np.dtype, sharding: Sharding | None) -> jax.Array:

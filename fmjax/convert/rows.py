@@ -9,7 +9,7 @@ with "{expert}" besides stands for one tensor per expert, always stacked, after 
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class Row:
       transform: layout change from file to parameter.
       copy: the tensor is a second name of a parameter that another row reads (a tied head).
         Files may hold it and must then repeat the other bit for bit; it is never written.
+      aliases: a tensor's name → other names that files may hold it under; never written.
       fused: where files of another layout hold the tensor; read, never written.
     """
 
@@ -56,6 +57,7 @@ class Row:
     path: str
     transform: Transform = IDENTITY
     copy: bool = False
+    aliases: Callable[[str], Sequence[str]] | None = None
     fused: Fused | None = None
 
 

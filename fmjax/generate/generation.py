@@ -225,6 +225,11 @@ def _prepare(
     logprobs: bool,
 ) -> _Run:
     config = model.config
+    if config.head != "causal-lm":
+        raise ConfigError(
+            f"{type(model).__name__} with head={config.head!r} does not predict the next token; "
+            "generate with a decoder"
+        )
     if "params" not in variables:
         raise ConfigError('variables has no "params"; pass {"params": params}')
     if not _is_count(max_new_tokens):

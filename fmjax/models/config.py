@@ -46,10 +46,12 @@ class ModelConfig:
     Attributes:
       HARMLESS: keys of its config.json that change nothing here.
       FIXED: keys whose only supported values are listed; extends and overrides `NEUTRAL`.
+      head: what stands on the hidden states. A family with several makes it a field.
     """
 
     HARMLESS: ClassVar[frozenset[str]] = frozenset()
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    head: ClassVar[str | None] = "causal-lm"
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> Self:
@@ -114,8 +116,16 @@ class ModelConfig:
         return None
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        """A copy with some fields changed; raises ConfigError on a name that is no field."""
+        fields = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            require(
+                name in fields,
+                f"config: {type(self).__name__} has no field {name!r}; choose from "
+                f"{', '.join(fields)}",
+            )
+        lists = {k: tuple(v) for k, v in changes.items() if isinstance(v, list)}
+        return dataclasses.replace(self, **(changes | lists))
 
 
 def require(condition: bool, message: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,11 @@ from fmjax.models.config import ModelConfig
 from fmjax.nn.param import abstract
 
 # model_type of a config.json → (module below fmjax.models, config class, model class,
-# class that transformers names in `architectures`).
+# class that transformers names in `architectures`; None: one for each head, in the config module's
+# ARCHITECTURES).
 _FAMILIES = {
+    "bert": ("bert", "BertConfig", "Bert", None),
+    "falcon": ("falcon", "FalconConfig", "Falcon", "FalconForCausalLM"),
     "gemma": ("gemma", "GemmaConfig", "Gemma", "GemmaForCausalLM"),
     "gemma2": ("gemma", "GemmaConfig", "Gemma", "Gemma2ForCausalLM"),
     "gpt2": ("gpt2", "GPT2Config", "GPT2", "GPT2LMHeadModel"),
@@ -24,6 +28,7 @@ _FAMILIES = {
     "mixtral": ("mixtral", "MixtralConfig", "Mixtral", "MixtralForCausalLM"),
     "qwen2": ("qwen", "QwenConfig", "Qwen", "Qwen2ForCausalLM"),
     "qwen3": ("qwen", "QwenConfig", "Qwen", "Qwen3ForCausalLM"),
+    "roberta": ("bert", "BertConfig", "Bert", None),
 }
 
 
@@ -35,19 +40,25 @@ class Family:
       name: the model_type.
       config: the config class.
       model: the Linen module class, built as `model(config, execution)`.
-      architecture: the transformers class that reads its exports.
+      architectures: head → the transformers class that reads its exports.
       stack: name of the layer stack among the parameters.
       rows: config → rows of the weights map (`fmjax.convert.Row`).
+      head_tensors: names in the files of what belongs to heads, where a family has several.
       presets: published sizes by name.
     """
 
     name: str
     config: type[ModelConfig]
     model: type[nn.Module]
-    architecture: str
+    architectures: Mapping[str | None, str]
     stack: str
     rows: Callable[[Any], Sequence[Any]]
+    head_tensors: re.Pattern[str] | None
     presets: Mapping[str, ModelConfig]
+
+    def architecture(self, config: ModelConfig) -> str:
+        """The transformers class that reads the exports of a model with this config."""
+        return self.architectures[config.head]
 
 
 def get_family(model_type: str) -> Family:
@@ -64,6 +75,11 @@ def get_family(model_type: str) -> Family:
         importlib.import_module(f"fmjax.models.{package}.{part}") for part in ("config", "model")
     )
 
+    if architecture is None:
+        architectures = config_module.ARCHITECTURES[model_type]
+    else:
+        architectures = {ModelConfig.head: architecture}
+
     def rows(config: ModelConfig) -> Sequence[Any]:
         return importlib.import_module(f"fmjax.models.{package}.weights").rows(config)
 
@@ -71,9 +87,10 @@ def get_family(model_type: str) -> Family:
         name=model_type,
         config=getattr(config_module, config),
         model=getattr(model_module, model),
-        architecture=architecture,
+        architectures=architectures,
         stack=model_module.STACK,
         rows=rows,
+        head_tensors=getattr(config_module, "HEAD_TENSORS", None),
         presets=config_module.PRESETS,
     )
 
@@ -89,6 +106,7 @@ def presets() -> dict[str, ModelConfig]:
 def build(
     config: ModelConfig | Mapping[str, Any] | str,
     *,
+    override: Mapping[str, Any] | None = None,
     dtype: Any = "float32",
     param_dtype: Any = None,
     **execution: Any,
@@ -97,6 +115,8 @@ def build(
 
     Args:
       config: for example `LlamaConfig(…)`, `{"model_type": "llama", …}` or "llama-7b".
+      override: fields of the config to change, such as
+        {"head": "sequence-classification", "id2label": ["negative", "positive"]}.
       dtype: compute dtype.
       param_dtype: dtype of the parameters; default float32, so that bfloat16 compute keeps
         float32 master weights.
@@ -118,6 +138,7 @@ def build(
         if "model_type" not in config:
             raise ConfigError("config: model_type is missing")
         config = get_family(config["model_type"]).config.from_hf(config)
+    config = config.replace(**(override or {}))
     fields = {f.name for f in dataclasses.fields(Execution)}
     unknown = sorted(set(execution) - fields)
     if unknown:

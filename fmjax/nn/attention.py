@@ -23,6 +23,7 @@ def _xla(
     k_BGSK: jax.Array,
     v_BGSK: jax.Array,
     mask: Mask,
+    bias: jax.Array | None,
     scale: float | jax.Array,
     softcap: float | None,
     drop: Callable[[jax.Array], jax.Array],
@@ -38,6 +39,9 @@ def _xla(
     scores = jnp.einsum("bg...k,bgsk->bg...s", q, k_BGSK, preferred_element_type=jnp.float32)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        bias = bias[..., :S].reshape(bias.shape[0], G, H // G, -1, S)
+        scores = scores + (bias[:, :, :, 0] if T == 1 else bias)
     allowed = mask.dense(T, S)
     if allowed is not None:
         allowed = allowed if T == 1 else allowed[:, :, None]
@@ -57,13 +61,14 @@ def attention(
     v_BSGK: jax.Array,
     mask: Mask,
     *,
+    bias: jax.Array | None = None,
     scale: float | jax.Array | None = None,
     softcap: float | None = None,
     dropout_rate: float = 0.0,
     cache_index: int | jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
-    """softmax(q kᵀ · scale + mask) v, through the cache if there is one.
+    """softmax(q kᵀ · scale + bias + mask) v, through the cache if there is one.
 
     Args:
       module: the calling layer, which owns the cache and the dropout key.
@@ -71,6 +76,7 @@ def attention(
       k_BSGK: keys of the same T slots (S = T), one head for every H / G query heads.
       v_BSGK: values.
       mask: which query sees which key, over all slots.
+      bias: f32 [B or 1, H, T or 1, ≥ S], added to the scaled scores (ALiBi).
       scale: of the scores; default 1 / √K.
       softcap: bound c of the scores, s → c · tanh(s / c) before masking; None leaves them.
       dropout_rate: of the probabilities, active when a "dropout" key is given.
@@ -88,12 +94,14 @@ def attention(
             f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
         )
     B, T, H, K = q_BTHK.shape
+    # A single key–value head serves all query heads and is whole on every device.
+    kv_heads = "act_kv_heads" if k_BSGK.shape[2] > 1 else None
     q, k, v = (
         checkpoint_name(constrain(jnp.swapaxes(x, 1, 2), ("batch", heads, "seq", None)), "qkv")
         for x, heads in (
             (q_BTHK, "act_heads"),
-            (k_BSGK, "act_kv_heads"),
-            (v_BSGK, "act_kv_heads"),
+            (k_BSGK, kv_heads),
+            (v_BSGK, kv_heads),
         )
     )
     if cache_index is not None:
@@ -103,6 +111,7 @@ def attention(
         k,
         v,
         mask,
+        bias,
         K**-0.5 if scale is None else scale,
         softcap,
         lambda p: dropout(module, p, dropout_rate),
@@ -116,7 +125,7 @@ def update_cache(
 ) -> tuple[jax.Array, jax.Array]:
     """Writes T new keys and values at slot `index` of the "cache" collection [B, G, S, K].
 
-    A cache from `squeeze_cache`, [B · G, S, K], keeps that shape.
+    A cache from `squeeze_cache` keeps its shape.
 
     S comes from `mask.valid`. A first call with the Python integer 0 is a prefill: the new keys
     are all that is visible, so they are returned as they are and attention costs T × T instead of
@@ -139,12 +148,14 @@ def update_cache(
 
 
 def squeeze_cache(cache: Any) -> Any:
-    """The same cache without a batch or heads axis of size 1: [B · G, S, K], for a loop's carry.
+    """The same cache without batch and heads axes of size 1, as a loop must carry it.
 
-    XLA drops such an axis from the matmuls. With the reshape between the update and the matmul it
+    XLA drops such axes from the matmuls. With the reshape between the update and the matmul it
     no longer updates in place: three copies of the cache at every step (CPU, jax 0.10).
     """
-    return jax.tree.map(
-        lambda x: x.reshape(-1, *x.shape[-2:]) if 1 in x.shape[:-2] else x,
-        cache,
-    )
+
+    def squeeze(x: jax.Array) -> jax.Array:
+        *rows, S, K = x.shape
+        return x.reshape(*(n for n in rows if n > 1), S, K)
+
+    return jax.tree.map(squeeze, cache)

@@ -1,14 +1,18 @@
-"""The language-model head."""
+"""Language-model heads."""
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
+from fmjax.nn.activations import activation
 from fmjax.nn.dense import Dense
 from fmjax.nn.embed import Embed
+from fmjax.nn.norms import LayerNorm
+from fmjax.nn.param import param
 
 
 def lm_head(
@@ -49,3 +53,29 @@ def lm_head(
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     return constrain(logits, ("batch", "seq", "act_vocab"))
+
+
+class MaskedLMHead(nn.Module):
+    """norm(act(dense(x))) against every row of the word table, plus a bias for each word.
+
+    Attributes:
+      act: name of the activation.
+      epsilon: of the layer norm.
+      kernel_init: of the dense layer.
+      execution: precision.
+    """
+
+    act: str
+    epsilon: float
+    kernel_init: Callable[..., jax.Array]
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, words: Embed) -> jax.Array:
+        """x [B, T, D], the word table of V rows → f32 logits [B, T, V]."""
+        ex = self.execution
+        dense = Dense(x_BTD.shape[-1], ("embed", None), True, self.kernel_init, ex, name="dense")
+        y = LayerNorm(self.epsilon, ex, name="norm")(activation(self.act)(dense(x_BTD)))
+        bias = param(self, "bias", nn.initializers.zeros, (words.num,), ("vocab",), ex.param_dtype)
+        logits = words.attend(y) + bias.astype(jnp.float32)
+        return constrain(logits, ("batch", "seq", "act_vocab"))

@@ -1,4 +1,8 @@
-"""What models return: fields under the names that Hugging Face users know."""
+"""What models return: fields under the names that Hugging Face users know.
+
+Shapes: B batch, T tokens, D hidden size, V vocabulary, N labels. `last_hidden_state` and
+`hidden_states` are the same in all of them.
+"""
 
 import flax.struct
 import jax
@@ -20,3 +24,69 @@ class CausalLMOutput:
     last_hidden_state: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     router_logits: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class EncoderOutput:
+    """Of an encoder without a head: pooler_output [B, D], made from the first token."""
+
+    last_hidden_state: jax.Array
+    pooler_output: jax.Array | None = None
+    hidden_states: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class MaskedLMOutput:
+    """Of an encoder that fills gaps: logits f32 [B, T, V]."""
+
+    logits: jax.Array
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class PreTrainingOutput:
+    """Of BERT's pretraining.
+
+    Attributes:
+      prediction_logits: f32 [B, T, V], of the masked tokens; `logits` is another name for them.
+      seq_relationship_logits: f32 [B, 2]; 0 says that the second sentence follows the first.
+    """
+
+    prediction_logits: jax.Array
+    seq_relationship_logits: jax.Array
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+
+    @property
+    def logits(self) -> jax.Array:
+        """What masked language models predict, under the name that they share."""
+        return self.prediction_logits
+
+
+@flax.struct.dataclass
+class SequenceClassifierOutput:
+    """One answer a sequence: logits f32 [B, N] (for a regression, the numbers)."""
+
+    logits: jax.Array
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class TokenClassifierOutput:
+    """One answer a token: logits f32 [B, T, N]."""
+
+    logits: jax.Array
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class QuestionAnsweringOutput:
+    """Where the answer starts and where its last token is: logits f32 [B, T] each."""
+
+    start_logits: jax.Array
+    end_logits: jax.Array
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None

@@ -43,9 +43,9 @@ def make_mesh(
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
+        have = "the one device" if len(devices) == 1 else f"the {len(devices)} devices"
         raise ShardingError(
-            f"mesh {asked} does not divide the {len(devices)} devices; "
-            f"choose sizes whose product is {len(devices)}"
+            f"mesh {asked} does not divide {have}; choose sizes whose product is {len(devices)}"
         )
     shape = tuple(sizes.values())
     types = (AxisType.Auto,) * len(AXES)

@@ -89,7 +89,8 @@ class Base:
             modules = tuple(key.rpartition(".")[0] for key in target.keys)
             path, _, leaf = target.path.rpartition("/")
             if target.row.copy:
-                tied |= {name: path for name in modules}
+                if leaf == "embedding":
+                    tied |= {name: path for name in modules}
                 continue
             names |= set(modules)
             if leaf in ("kernel", "embedding"):
@@ -104,7 +105,7 @@ class Base:
             frozenset(names - adaptable),
             rows,
             family.name,
-            family.architecture,
+            family.architecture(model.config),
         )
 
     def kinds(self) -> list[str]:

@@ -40,9 +40,9 @@ class Quickstart:
     layers: int = 4
     sequence_length: int = 128
     batch_size: int = 8
-    steps: int = 800
+    steps: int = 600
     learning_rate: float = 3e-3
-    adapt_steps: int = 400
+    adapt_steps: int = 300
     adapt_learning_rate: float = 5e-3
     rank: int = 32
     fresh: bool = False

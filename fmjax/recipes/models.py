@@ -77,7 +77,7 @@ def resolve(model: str, tokenizer: str = "", override: Sequence[str] = ()) -> St
     found = load_tokenizer(tokenizer or home)
     if not home:
         changes = _special_ids(found) | changes
-    config = _config(raw, changes)
+    config = _config(raw, changes, model)
     check_fits(found, config.vocab_size)
     return Start(config, found, None)
 
@@ -85,7 +85,7 @@ def resolve(model: str, tokenizer: str = "", override: Sequence[str] = ()) -> St
 def resolve_directory(directory: str | Path, tokenizer: str = "") -> Start:
     """The same of a directory with weights, which are not read yet."""
     directory = Path(directory)
-    config = _config(read_config(directory), {})
+    config = _config(read_config(directory), {}, str(directory))
     found = load_tokenizer(tokenizer or directory)
     check_fits(found, config.vocab_size)
     return Start(config, found, directory)
@@ -142,8 +142,13 @@ def parse_override(override: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def _config(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> ModelConfig:
+def _config(raw: Mapping[str, Any], changes: Mapping[str, Any], model: str) -> ModelConfig:
     base = get_family(raw["model_type"]).config.from_hf(raw)
+    if base.head != ModelConfig.head:
+        raise ConfigError(
+            f"--model {model} is an encoder ({base.model_type}), which does not predict the next "
+            "token; give a decoder such as gpt2, or use the encoder from Python"
+        )
     if not changes:
         return base
     values = dict(raw)

@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import json
 import shutil
+import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -241,8 +242,7 @@ class Checkpointer:
 
     def _failed(self, error: Exception) -> CheckpointError:
         step, self._pending = self._pending, None
-        for left in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(left, ignore_errors=True)
+        _remove(self.directory, f"{step}.orbax-checkpoint-tmp*")
         return CheckpointError(
             f"cannot save step {step} in {self.directory}: {_reason(error)}; earlier checkpoints "
             "are intact: make room and start again"
@@ -328,6 +328,16 @@ def _unpack(value: Any) -> Any:
             return base64.b64decode(value["base64"])
         return {key: _unpack(v) for key, v in value.items()}
     return [_unpack(v) for v in value] if isinstance(value, list) else value
+
+
+def _remove(directory: Path, pattern: str) -> None:
+    """Deletes what a failed save left, once its other files are no longer on their way."""
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            # Orbax's own join would raise what the thread raised.
+            threading.Thread.join(thread, timeout=60)
+    for left in directory.glob(pattern):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:

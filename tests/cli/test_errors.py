@@ -67,7 +67,8 @@ def test_nothing_held_out(fails, train_args, tmp_path):
 
 
 def test_missing_model(fails, tmp_path, text):
-    fails(["eval", "--model", tmp_path / "no", "--data", text], "no", "hf download")
+    fails(["eval", "--model", tmp_path / "no", "--data", text], "no: no such directory")
+    fails(["eval", "--model", "maker/model", "--data", text], "hf download maker/model")
     fails(
         ["train", "--model", "gtp2", "--data", text, "--out", tmp_path / "run"], "gtp2", "gpt2-xl"
     )

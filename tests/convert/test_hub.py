@@ -225,7 +225,7 @@ def refuse(directory, error, message, **options):
 
 
 def test_names_that_are_not_directories_raise():
-    message = "org/model is not a local directory.*hf download org/model --local-dir DIR"
+    message = "org/model: no such directory.*hf download org/model --local-dir DIR"
     refuse("org/model", CheckpointError, message)
 
 

@@ -250,10 +250,14 @@ def test_calls_in_the_same_buckets_share_a_program(llama):
     assert decoding.run._cache_size() == before + 1
 
 
-def test_the_cache_is_updated_in_place():
+# Falcon 7B has one key–value head: with one row, none of the cache's leading axes is left.
+@pytest.mark.parametrize(
+    ("name", "depth"), [("gpt2", {"n_layer": 2}), ("falcon-7b", {"num_hidden_layers": 2})]
+)
+def test_the_cache_is_updated_in_place(name, depth):
     """No array of the cache's size is copied inside the loop, whatever the batch."""
-    model = fmjax.build("gpt2", scan_layers=False)  # only its shapes are used
-    model = model.clone(config=dataclasses.replace(model.config, n_layer=2, vocab_size=512))
+    model = fmjax.build(name, scan_layers=False)  # only its shapes are used
+    model = model.clone(config=dataclasses.replace(model.config, vocab_size=512, **depth))
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), **model.dummy_inputs())["params"])
     for batch in (1, 4):
         prompts = Prompts(
@@ -271,7 +275,7 @@ def test_the_cache_is_updated_in_place():
         text = compiled.as_text()
         body = text.split("body=%")[1].split(",")[0].split(" ")[0]
         body = text[text.index(f"\n%{body} (") :].split("\n}")[0]
-        copies = [line for line in body.splitlines() if ",256,64]" in line.split(" = ")[-1][:30]
+        copies = [line for line in body.splitlines() if "256,64]" in line.split(" = ")[-1][:30]
                   and " copy(" in line]  # fmt: skip
         assert not copies, copies[:3]
 
@@ -279,3 +283,9 @@ def test_the_cache_is_updated_in_place():
 def test_the_room_is_callable_and_a_module():
     assert fmjax.generate.generate is generate
     assert callable(fmjax.generate) and fmjax.generate.Sampling is Sampling
+
+
+def test_an_encoder_does_not_generate():
+    model = fmjax.build("bert-base")
+    with pytest.raises(fmjax.FmjaxError, match="Bert with head=.masked-lm. does not predict"):
+        generate(model, {"params": {}}, [[1, 2]], max_new_tokens=2)

@@ -16,7 +16,7 @@ ATOL = 1e-4
 VOCAB = 61
 
 
-def reference(cls, config, directory, dtype="float32"):
+def reference(cls, config, directory, dtype="float32", attention="eager"):
     """A random transformers model, saved in `directory`; norms and biases are random too."""
     import torch
 
@@ -29,7 +29,7 @@ def reference(cls, config, directory, dtype="float32"):
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.to(getattr(torch, dtype)).save_pretrained(directory)
     # Read back, because .to(bfloat16) above also rounded the RoPE tables, which loading does not.
-    return cls.from_pretrained(directory, attn_implementation="eager").eval()
+    return cls.from_pretrained(directory, attn_implementation=attention).eval()
 
 
 def ragged(length):
@@ -74,7 +74,8 @@ def compare_export(hf, directory, out, model, params, **options):
     for name, tensor in theirs.items():
         assert tensor.dtype == ours[name].dtype
         assert tensor.view().tobytes() == ours[name].view().tobytes(), name
-    again = AutoModelForCausalLM.from_pretrained(out, attn_implementation="eager").eval()
+    attention = hf.config._attn_implementation
+    again = AutoModelForCausalLM.from_pretrained(out, attn_implementation=attention).eval()
     assert type(again) is type(hf) and again.dtype == hf.dtype
     ids, mask = ragged(10)
     np.testing.assert_array_equal(

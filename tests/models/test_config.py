@@ -4,9 +4,12 @@ import pytest
 
 import fmjax
 from fmjax.core.errors import ConfigError
+from fmjax.models.bert.config import BertConfig
+from fmjax.models.falcon.config import FalconConfig
 from fmjax.models.gpt2.config import GPT2Config
 from fmjax.models.llama.config import LlamaConfig
 from fmjax.models.registry import get_family
+from fmjax.nn.rope import Rope
 
 YARN = {
     "rope_type": "yarn",
@@ -24,6 +27,11 @@ YARN = {
         LlamaConfig.from_hf({"model_type": "llama", "rope_parameters": YARN, "head_dim": 6}),
         LlamaConfig.from_hf({"model_type": "mistral", "sliding_window": None}),
         GPT2Config(n_inner=7, eos_token_id=(1, 2)),
+        FalconConfig.from_hf({"model_type": "falcon", "rope_parameters": YARN, "ff_factor": 4}),
+        FalconConfig(hidden_size=36, num_attention_heads=6, alibi=True, ffn_hidden_size=7),
+        BertConfig(),
+        BertConfig(head="token-classification", id2label=("O", "B-PER", "I-PER")),
+        BertConfig(head="sequence-classification", id2label=("y",), problem_type="regression"),
     ],
 )
 def test_from_hf_inverts_to_hf(config) -> None:
@@ -106,8 +114,86 @@ def test_what_is_not_understood_is_refused(hf, message: str) -> None:
         LlamaConfig.from_hf(hf)
 
 
+NEW = {"new_decoder_architecture": True, "hidden_size": 48, "num_attention_heads": 6}
+
+
+@pytest.mark.parametrize(
+    ("hf", "message"),
+    [
+        ({"multi_quary": False}, "multi_quary=False.*did you mean 'multi_query'"),
+        ({"apply_residual_connection_post_layernorm": True}, "post_layernorm=True is not"),
+        ({"model_type": "RefinedWeb"}, "'RefinedWeb' is not Falcon"),
+        ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size=30 is not a multiple"),
+        (NEW | {"num_kv_heads": 4}, "num_attention_heads=6 is not a multiple of num_kv_heads=4"),
+        ({"multi_query": False, "num_kv_heads": 1}, "num_kv_heads=1 below.*needs new_decoder"),
+        (NEW | {"parallel_attn": False}, "no serial blocks"),
+        (NEW | {"num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn=3 must be 1 or 2"),
+        ({"num_ln_in_parallel_attn": 2}, "=2 needs new_decoder_architecture"),
+        ({"hidden_size": 30, "num_attention_heads": 6, "alibi": True}, "=5 must be even"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5 needs"),
+    ],
+)
+def test_falcons_that_the_reference_does_not_have_are_refused(hf, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FalconConfig.from_hf(hf)
+
+
+def test_older_names_of_falcon_mean_the_same() -> None:
+    old = {
+        "n_embed": 48,
+        "num_attention_heads": 6,
+        "rope_theta": 5e5,
+        "rope_scaling": None,
+        "apply_residual_connection_post_layernorm": False,
+        "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig"},
+    }
+    new = FalconConfig(hidden_size=48, num_attention_heads=6, rope=Rope(rope_theta=5e5))
+    assert FalconConfig.from_hf(old) == new
+
+
+@pytest.mark.parametrize(
+    ("hf", "message"),
+    [
+        ({"architectures": ["BertForMultipleChoice"]}, "BertForMultipleChoice.*BertForMaskedLM"),
+        ({"model_type": "roberta", "head": "pretraining"}, "no head 'pretraining'.*masked-lm"),
+        ({"head": "question-answering", "num_labels": 3}, "id2label names 3"),
+        ({"id2label": {"1": "a", "2": "b"}}, r"numbers its labels \[1, 2\]; count them from 0"),
+        ({"id2label": {}}, "id2label is empty"),
+        ({"problem_type": "ranking"}, "problem_type='ranking'.*regression"),
+        ({"problem_type": "single_label_classification", "num_labels": 1}, "needs two labels"),
+        ({"position_embedding_type": "relative_key"}, "relative_key.*only 'absolute'"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
+        ({"is_decoder": True}, "is_decoder=True"),
+        ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size=30 is not a multiple"),
+        ({"model_type": "roberta", "pad_token_id": None}, "counts positions from pad_token_id"),
+        ({"model_type": "electra"}, "'electra' is not of the BERT family"),
+    ],
+)
+def test_what_bert_cannot_be(hf, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BertConfig.from_hf(hf)
+
+
+def test_architectures_say_the_head_and_labels_their_number() -> None:
+    hf = {"architectures": ["RobertaForTokenClassification"], "model_type": "roberta"}
+    config = BertConfig.from_hf(hf | {"id2label": {"1": "B", "0": "O"}})
+    assert config.head == "token-classification" and config.id2label == ("O", "B")
+    assert config.vocab_size == 50265 and config.position_limit == 510
+    assert config.to_hf()["label2id"] == {"O": 0, "B": 1}
+    assert BertConfig.from_hf({"num_labels": 3}).id2label == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert BertConfig.from_hf({}).head is None
+
+
+def test_override_changes_fields_and_names_the_unknown() -> None:
+    override = {"head": "sequence-classification", "id2label": ["no", "yes", "perhaps"]}
+    config = fmjax.build("bert-base", override=override).config
+    assert config.num_labels == 3 and config.hidden_size == 768
+    with pytest.raises(ConfigError, match="BertConfig has no field 'num_labels'.*id2label"):
+        fmjax.build("bert-base", override={"num_labels": 3})
+
+
 def test_unknown_families_and_sizes_are_named() -> None:
-    with pytest.raises(ConfigError, match="'rwkv'.*gpt2, llama"):
+    with pytest.raises(ConfigError, match="'rwkv'.*bert, .*gpt2, .*llama"):
         fmjax.build({"model_type": "rwkv"})
     with pytest.raises(ConfigError, match="'llama-8b'.*llama-7b"):
         fmjax.build("llama-8b")
@@ -118,6 +204,13 @@ def test_unknown_families_and_sizes_are_named() -> None:
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
+        ("falcon-7b", 6921.7),
+        ("falcon-40b", 41303.3),
+        ("falcon-rw-1b", 1311.6),
+        ("bert-base", 109.5),
+        ("bert-large", 335.2),
+        ("roberta-base", 124.7),
+        ("roberta-large", 355.4),
         ("gpt2", 124.4),
         ("gpt2-xl", 1557.6),
         ("llama-7b", 6738.4),

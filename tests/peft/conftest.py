@@ -51,6 +51,23 @@ def gpt2_config(**changes):
     return GPT2Config(**(fields | changes))
 
 
+def falcon_config(**changes):
+    from transformers import FalconConfig
+
+    fields = dict(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        new_decoder_architecture=True,
+        bias=True,
+        initializer_range=0.2,
+        max_position_embeddings=32,
+    )
+    return FalconConfig(**(fields | changes))
+
+
 def make(config, directory):
     """A random model of transformers saved in `directory`, and the same one here."""
     import torch
@@ -75,6 +92,11 @@ def llama(tmp_path_factory):
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory):
     return make(gpt2_config(), tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def falcon(tmp_path_factory):
+    return make(falcon_config(), tmp_path_factory.mktemp("falcon"))
 
 
 @pytest.fixture(params=["llama", "gpt2"])

@@ -1,5 +1,7 @@
 """Adapters made by PEFT and here compute the same, both ways, forward and backward."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,13 @@ GPT2 = {
     "same names": dict(r=2, target_modules=["c_proj", "attn.c_attn", "wpe"]),
     "layers": dict(r=2, target_modules=["c_attn", "c_fc"], layers_to_transform=[1]),
 }
-CASES = [("llama", n) for n in LLAMA] + [("gpt2", n) for n in GPT2]
+FALCON = {
+    # Query, key and value interleaved by group in the file.
+    "fused": dict(r=3, lora_alpha=8, target_modules=["query_key_value"]),
+    "all-linear": dict(r=2, target_modules="all-linear"),
+}
+SPECS = {"llama": LLAMA, "gpt2": GPT2, "falcon": FALCON}
+CASES = [(family, name) for family, specs in SPECS.items() for name in specs]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}, {case[1]}")
@@ -49,7 +57,7 @@ def case(request, kit):
     """A twin and a PEFT model with random factors on the reference."""
     family, name = request.param
     twin = request.getfixturevalue(family)
-    return twin, kit.peft_model(twin, **(LLAMA if family == "llama" else GPT2)[name])
+    return twin, kit.peft_model(twin, **SPECS[family][name])
 
 
 def differ(a, b):
@@ -179,3 +187,35 @@ def test_unscanned_layers_take_the_same_file(twin, kit, tmp_path):
     np.testing.assert_allclose(
         kit.logits(twin.model, twin.params, stacked), ours, rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("targets", [("query", "value", "word_embeddings"), "all-linear"])
+def test_an_adapter_on_a_classifier(kit, tmp_path, targets):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=int(kit.IDS.max()) + 1,
+        hidden_size=32,
+        intermediate_size=44,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        initializer_range=0.2,
+        num_labels=3,
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "base")
+    model, params = fmjax.from_pretrained(tmp_path / "base")
+    twin = SimpleNamespace(
+        model=model,
+        params=params,
+        reference=lambda: BertForSequenceClassification.from_pretrained(tmp_path / "base"),
+    )
+    spec = peft.LoRA(rank=2, alpha=3, targets=targets)
+    adapter = kit.trained(twin, spec)
+    ours = kit.logits(model, params, adapter)
+    assert differ(ours, kit.logits(model, params, {}))
+    peft.save(tmp_path / "adapter", spec, adapter, model)
+    theirs = kit.torch_logits(kit.in_peft(twin, tmp_path / "adapter"))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=kit.ATOL)
+    merged = peft.merge(model, params, adapter)
+    np.testing.assert_allclose(kit.logits(model, merged, {}), ours, rtol=0, atol=kit.ATOL)

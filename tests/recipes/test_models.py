@@ -37,6 +37,11 @@ def test_what_follows_from_a_changed_field_follows(tokenizer_dir):
         resolve("tinyllama-1.1b", str(tokenizer_dir), changes)
 
 
+def test_an_encoder_does_not_predict_the_next_token(tokenizer_dir):
+    with pytest.raises(ConfigError, match="--model bert-base is an encoder .*such as gpt2"):
+        resolve("bert-base", str(tokenizer_dir))
+
+
 def test_a_config_is_taken_as_it_is(tokenizer_dir, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(presets()["gpt2"].replace(n_layer=2).to_hf()))

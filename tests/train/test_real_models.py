@@ -10,7 +10,7 @@ import pytest
 import fmjax
 from fmjax.core import tree
 from fmjax.data import load_corpus, load_tokenizer, text_batches, train_sentencepiece
-from fmjax.objectives import CausalLM
+from fmjax.objectives import CausalLM, MaskedLM
 from fmjax.parallel import make_mesh
 from fmjax.train import adamw, fit, make_step
 
@@ -94,3 +94,38 @@ def test_lora_on_a_mesh(tmp_path):
     out = model.apply({"params": merged}, input_ids=ids)
     together = model.apply(second.state.variables, input_ids=ids)
     np.testing.assert_allclose(out.logits, together.logits, atol=2e-4)
+
+
+BERT = {
+    "model_type": "bert",
+    "architectures": ["BertForMaskedLM"],
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+def test_masked_lm_hides_the_same_tokens_on_every_mesh():
+    ids = np.tile(np.arange(16, dtype=np.int32) % 7 + 5, (8, 1))
+    objective = MaskedLM(mask_token_id=4, vocab_size=64, special_ids=(0, 1, 2, 3))
+    model = fmjax.build(BERT)
+
+    def losses(mesh):
+        params = fmjax.init_params(model, jax.random.key(0), mesh=mesh)
+        step = make_step(model, objective, adamw(1e-2), mesh=mesh, accumulate=2)
+        state = step.init({"params": params}, jax.random.key(1))
+        found = []
+        for _ in range(12):
+            state, metrics = step(state, {"input_ids": ids})
+            found.append([float(metrics[name]) for name in ("loss", "tokens")])
+        return np.array(found)
+
+    one = losses(None)
+    assert len(set(one[:, 1])) > 4, "every step hides others"
+    assert one[-1, 0] < one[0, 0] - 1
+    np.testing.assert_allclose(losses(make_mesh(data=2, fsdp=2, tensor=2)), one, rtol=1e-3)

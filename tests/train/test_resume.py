@@ -1,7 +1,6 @@
 """Runs that are broken off go on as if nothing had happened."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -37,25 +36,32 @@ def unbroken(tmp_path_factory):
     return log(out_dir)
 
 
-def break_off(out_dir, number, batch):
-    """Sends the signal when the run asks for this batch."""
+def kill(out_dir, batch):
+    """Kills the run from outside soon after it has asked for this batch."""
     process = subprocess.Popen(
         command(out_dir, pace=0.05), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for line in process.stdout:
         if line.strip() == f"batch {batch}":
-            os.kill(process.pid, number)
+            process.kill()
             break
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+
+
+def stop(out_dir, number, batch):
+    """Runs until a signal comes while it is at this batch."""
+    own = [str(int(number)), str(batch)]
+    done = subprocess.run(command(out_dir) + own, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
 
 
 # Batch 6 comes right after a save has started in the background.
 @pytest.mark.parametrize("batch", [2, 6, "any"])
 def test_killed(tmp_path, unbroken, batch):
     batch = random.randrange(STEPS) if batch == "any" else batch
-    code, _, _ = break_off(tmp_path, signal.SIGKILL, batch)
-    assert code == -signal.SIGKILL
+    kill(tmp_path, batch)
     done = finish(tmp_path)
     assert f"finished {STEPS}" in done.stdout
     assert log(tmp_path) == unbroken, f"killed at batch {batch}"
@@ -63,8 +69,8 @@ def test_killed(tmp_path, unbroken, batch):
 
 def test_terminated_at_a_step_with_an_evaluation(tmp_path, unbroken):
     # Batch 4 makes step 5, where an evaluation is due and no checkpoint.
-    code, out, err = break_off(tmp_path, signal.SIGTERM, 4)
-    assert code == 0 and "stopped 5" in out and "stopped after step 5" in err
+    out, err = stop(tmp_path, signal.SIGTERM, 4)
+    assert "stopped 5" in out and "stopped after step 5" in err
     assert (tmp_path / "checkpoints" / "5" / "run" / "run.json").exists()
     assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5]
     done = finish(tmp_path)
@@ -74,7 +80,7 @@ def test_terminated_at_a_step_with_an_evaluation(tmp_path, unbroken):
 
 
 def test_interrupted_from_the_keyboard(tmp_path, unbroken):
-    code, out, _ = break_off(tmp_path, signal.SIGINT, 6)
-    assert code == 0 and "stopped 7" in out
+    out, _ = stop(tmp_path, signal.SIGINT, 6)
+    assert "stopped 7" in out
     finish(tmp_path)
     assert log(tmp_path) == unbroken

@@ -1,0 +1,164 @@
+"""The Falcon decoder (arXiv:2311.16867), as in `transformers.FalconForCausalLM`.
+
+Shapes: B batch, T new tokens, S slots (T without a cache), D hidden size, H query heads, G
+key–value heads, R = H / G query heads of a group, K head size.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.core.execution import Execution
+from fmjax.core.logical import constrain
+from fmjax.models.falcon.config import FalconConfig
+from fmjax.nn.alibi import alibi, token_positions
+from fmjax.nn.attention import attention
+from fmjax.nn.decoder import DecoderContext, decoder_context
+from fmjax.nn.dense import Dense
+from fmjax.nn.dropout import dropout
+from fmjax.nn.embed import Embed
+from fmjax.nn.head import lm_head
+from fmjax.nn.mlp import MLP
+from fmjax.nn.norms import LayerNorm
+from fmjax.nn.outputs import CausalLMOutput
+from fmjax.nn.rope import cos_sin, rotate
+from fmjax.nn.stack import apply_layers
+
+STACK = "h"
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with a fused projection: x [B, T, D] → [B, T, D]."""
+
+    config: FalconConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: jax.Array, ctx: DecoderContext) -> jax.Array:
+        cfg, ex = self.config, self.execution
+        B, T, D = x.shape
+        H, G, K = cfg.num_attention_heads, cfg.kv_heads, cfg.head_dim
+        R = H // G
+        init = nn.initializers.normal(cfg.initializer_range)
+        # Tensor parallelism splits between groups, so that queries stay with their key and value;
+        # a single group is whole on every device.
+        axes = ("embed", "kv_heads" if G > 1 else None, "qkv", None)
+        fused = Dense((G, R + 2, K), axes, cfg.bias, init, ex, name="query_key_value")(x)
+        q, k, v = fused[..., :R, :].reshape(B, T, H, K), fused[..., R, :], fused[..., R + 1, :]
+        if not cfg.alibi:
+            q, k = rotate(q, *ctx.tables), rotate(k, *ctx.tables)
+        out = attention(
+            self,
+            q,
+            k,
+            v,
+            ctx.mask,
+            bias=ctx.tables if cfg.alibi else None,
+            # The reference drops probabilities in this case only.
+            dropout_rate=cfg.attention_dropout if cfg.alibi else 0.0,
+            cache_index=ctx.cache_index,
+            implementation=ex.attention,
+        )
+        return Dense(D, ("heads", "embed"), cfg.bias, init, ex, name="dense")(out)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and MLP, side by side or one after the other."""
+
+    config: FalconConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: jax.Array, ctx: DecoderContext, own: None) -> jax.Array:
+        cfg, ex = self.config, self.execution
+        init = nn.initializers.normal(cfg.initializer_range)
+        names = ("dense_h_to_4h", "dense_4h_to_h")
+        mlp = MLP(cfg.ffn_hidden_size, cfg.activation, names, cfg.bias, init, init, ex, name="mlp")
+        norms = [LayerNorm(cfg.layer_norm_epsilon, ex, name=name) for name in cfg.norms]
+        normed = norms[0](x)
+        attended = SelfAttention(cfg, ex, name="self_attention")(normed, ctx)
+        if cfg.parallel_attn:
+            out = attended + mlp(norms[1](x) if len(norms) == 2 else normed)
+        else:
+            x = x + dropout(self, attended, cfg.attention_dropout)
+            out = mlp(norms[1](x))
+        return constrain(x + dropout(self, out, cfg.hidden_dropout), ("batch", "seq", "act_embed"))
+
+
+class Falcon(nn.Module):
+    """Falcon with its language-model head.
+
+    Attributes:
+      config: the architecture.
+      execution: precision, scanning, rematerialisation, kernels.
+    """
+
+    config: FalconConfig
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache_index: int | jax.Array | None = None,
+        output_hidden_states: bool = False,
+        logits_to_keep: int = 0,
+    ) -> CausalLMOutput:
+        """Runs the decoder.
+
+        Args:
+          input_ids: i32 [B, T].
+          attention_mask: [B, S], 1 where a slot holds a token. S = T without a cache. ALiBi counts
+            its tokens (as in transformers).
+          position_ids: i32 [B, T]; default 0 … T−1 (as in transformers: not from the mask). ALiBi
+            reads them where there is no attention_mask, so that packed documents restart.
+          segment_ids: i32 [B, T], documents packed into a row (0 is padding).
+          cache_index: the slot of the first token in the cache; None runs without one.
+          output_hidden_states: return every layer's output too.
+          logits_to_keep: compute logits of this many last positions only; 0 means all.
+        """
+        cfg, ex = self.config, self.execution
+        positions, ctx = decoder_context(
+            input_ids, attention_mask, position_ids, segment_ids, cache_index
+        )
+        if cfg.alibi:
+            valid = ctx.mask.valid
+            keys_BS = positions if valid is None else token_positions(valid)
+            # Rounded as in training, and scaled like the scores.
+            tables = alibi(cfg.num_attention_heads, keys_BS, jnp.bfloat16) * cfg.head_dim**-0.5
+        else:
+            tables = cos_sin(cfg.rope, cfg.head_dim, cfg.max_position_embeddings, positions)
+        init = nn.initializers.normal(cfg.initializer_range)
+        embed = Embed(
+            cfg.vocab_size,
+            cfg.hidden_size,
+            embedding_init=init,
+            execution=ex,
+            name="word_embeddings",
+        )
+        x0 = constrain(embed(input_ids), ("batch", "seq", "act_embed"))
+        x, outputs = apply_layers(
+            lambda name: Layer(cfg, ex, name=name),
+            cfg.num_hidden_layers,
+            x0,
+            ctx.replace(tables=tables),
+            name=STACK,
+            execution=ex,
+            collect=output_hidden_states,
+        )
+        x = LayerNorm(cfg.layer_norm_epsilon, ex, name="ln_f")(x)
+        tied = embed if cfg.tie_word_embeddings else None
+        return CausalLMOutput(
+            logits=lm_head(x, cfg.vocab_size, tied, init, ex, logits_to_keep),
+            last_hidden_state=x,
+            hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
+        )
+
+    def dummy_inputs(self) -> dict[str, Any]:
+        """The smallest valid inputs, for tracing."""
+        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}

@@ -1,0 +1,58 @@
+"""One vector for each text from an encoder's last hidden state.
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fmjax.core.errors import ConfigError
+
+
+def sentence_embeddings(
+    last_hidden_state: jax.Array,
+    attention_mask: jax.Array | None = None,
+    pooling: str = "mean",
+    normalize: bool = True,
+) -> jax.Array:
+    """Sentence embeddings as Sentence-BERT takes them (arXiv:1908.10084).
+
+    Args:
+      last_hidden_state: [B, T, D].
+      attention_mask: [B, T], 1 where there is a token; None means everywhere.
+      pooling: "mean" of the tokens' vectors, or "cls": the vector of the first token.
+      normalize: to length 1, so that a dot product is the cosine.
+
+    Returns:
+      f32 [B, D]. A row without tokens has the mean 0.
+
+    Raises:
+      ConfigError: an unknown pooling.
+    """
+    x = last_hidden_state.astype(jnp.float32)
+    if pooling == "cls":
+        vectors = _first(x, attention_mask)
+    elif pooling == "mean":
+        vectors = _mean(x, attention_mask)
+    else:
+        raise ConfigError(f"pooling {pooling!r} is unknown; choose mean or cls")
+    if not normalize:
+        return vectors
+    # The floor under the length is that of torch.nn.functional.normalize.
+    length = jnp.sqrt(jnp.sum(vectors * vectors, -1, keepdims=True))
+    return vectors / jnp.maximum(length, 1e-12)
+
+
+def _mean(x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
+    if mask_BT is None:
+        return jnp.mean(x_BTD, 1)
+    weights = mask_BT.astype(jnp.float32)[..., None]
+    return jnp.sum(x_BTD * weights, 1) / jnp.maximum(jnp.sum(weights, 1), 1e-9)
+
+
+def _first(x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
+    """The first token's vector, also of rows that are padded on the left."""
+    if mask_BT is None:
+        return x_BTD[:, 0]
+    first = jnp.argmax(mask_BT != 0, 1)
+    return jnp.take_along_axis(x_BTD, first[:, None, None], 1)[:, 0]
