@@ -1,6 +1,8 @@
 """A model of transformers, its twin here, and what it takes to compare them."""
 
 import functools
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -11,6 +13,8 @@ import pytest
 import fmjax
 from fmjax.convert import open_directory, param_items
 from fmjax.models.registry import get_family
+
+sys.path.append(str(Path(__file__).parent))  # for bert_cases
 
 ATOL = 1e-4
 VOCAB = 61
