@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fmjax.core.errors import DataError
+from fmjax.core.execution import Execution
 from fmjax.nn.masks import Mask
+from fmjax.nn.outputs import CausalLMOutput
 
 
 @flax.struct.dataclass
@@ -56,7 +59,6 @@ def decoder_context(
     position_ids: jax.Array | None,
     segment_ids: jax.Array | None,
     cache_index: int | jax.Array | None,
-    window: int | None = None,
 ) -> tuple[jax.Array, DecoderContext]:
     """Positions and shared context from a decoder's inputs.
 
@@ -66,7 +68,6 @@ def decoder_context(
       position_ids: i32 [B, T]; default the slots.
       segment_ids: i32 [B, T] or None; not with a cache.
       cache_index: slot of the first token, or None.
-      window: sliding window in slots.
 
     Returns:
       (positions i32 [B, T], context).
@@ -88,7 +89,6 @@ def decoder_context(
     offset = 0 if cache_index is None else cache_index
     valid = None if attention_mask is None else attention_mask.astype(bool)
     mask = Mask(
-        window=window,
         offset=offset,
         valid=valid,
         segments=None if segment_ids is None else (segment_ids, segment_ids),
@@ -97,3 +97,71 @@ def decoder_context(
         position_ids = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) + offset, (B, T))
     index = None if cache_index is None or prefill else jnp.asarray(cache_index, jnp.int32)
     return position_ids, DecoderContext(mask=mask, index=index, prefill=prefill)
+
+
+class DecoderModel(nn.Module):
+    """Base of the decoders with a language-model head: what goes in, stated once.
+
+    A family defines `decode`, which is called inside the compact `__call__` and creates its modules
+    there.
+
+    Attributes:
+      config: the architecture.
+      execution: precision, scanning, rematerialisation, kernels.
+    """
+
+    config: Any
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        position_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache_index: int | jax.Array | None = None,
+        output_hidden_states: bool = False,
+        logits_to_keep: int = 0,
+        **options: Any,
+    ) -> CausalLMOutput:
+        """Runs the decoder.
+
+        Args:
+          input_ids: i32 [B, T].
+          attention_mask: [B, S], 1 where a slot holds a token. S = T without a cache.
+          position_ids: i32 [B, T]; default 0 … T−1 (as in transformers: not from the mask).
+          segment_ids: i32 [B, T], documents packed into a row (0 is padding).
+          cache_index: the slot of the first token in the cache; None runs without one.
+          output_hidden_states: return every layer's output too.
+          logits_to_keep: compute logits of this many last positions only; 0 means all.
+          **options: of the family's `decode`.
+        """
+        positions, ctx = decoder_context(
+            input_ids, attention_mask, position_ids, segment_ids, cache_index
+        )
+        return self.decode(
+            input_ids, positions, ctx, output_hidden_states, logits_to_keep, **options
+        )
+
+    def decode(
+        self,
+        input_ids: jax.Array,
+        positions: jax.Array,
+        ctx: DecoderContext,
+        output_hidden_states: bool,
+        logits_to_keep: int,
+    ) -> CausalLMOutput:
+        """The family's own part: embeddings, layers, final norm, head.
+
+        Args:
+          input_ids: i32 [B, T].
+          positions: i32 [B, T].
+          ctx: mask and cache, as yet without position tables.
+          output_hidden_states, logits_to_keep: as in `__call__`.
+        """
+        raise TypeError(f"{type(self).__name__} is a base class; build a family's model")
+
+    def dummy_inputs(self) -> dict[str, Any]:
+        """The smallest valid inputs, for tracing."""
+        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}

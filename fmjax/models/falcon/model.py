@@ -4,8 +4,6 @@ Shapes: B batch, T new tokens, S slots (T without a cache), D hidden size, H que
 key–value heads, R = H / G query heads of a group, K head size.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ from fmjax.core.logical import constrain
 from fmjax.models.falcon.config import FalconConfig
 from fmjax.nn.alibi import alibi, token_positions
 from fmjax.nn.attention import attention
-from fmjax.nn.decoder import DecoderContext, decoder_context
+from fmjax.nn.decoder import DecoderContext, DecoderModel
 from fmjax.nn.dense import Dense
 from fmjax.nn.dropout import dropout
 from fmjax.nn.embed import Embed
@@ -87,45 +85,25 @@ class Layer(nn.Module):
         return constrain(x + dropout(self, out, cfg.hidden_dropout), ("batch", "seq", "act_embed"))
 
 
-class Falcon(nn.Module):
+class Falcon(DecoderModel):
     """Falcon with its language-model head.
 
-    Attributes:
-      config: the architecture.
-      execution: precision, scanning, rematerialisation, kernels.
+    ALiBi counts the tokens of attention_mask (as in transformers); where there is none it reads
+    position_ids, so that packed documents restart.
     """
 
     config: FalconConfig
-    execution: Execution = Execution()
 
-    @nn.compact
-    def __call__(
+    def decode(
         self,
         input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        cache_index: int | jax.Array | None = None,
-        output_hidden_states: bool = False,
-        logits_to_keep: int = 0,
+        positions: jax.Array,
+        ctx: DecoderContext,
+        output_hidden_states: bool,
+        logits_to_keep: int,
     ) -> CausalLMOutput:
-        """Runs the decoder.
-
-        Args:
-          input_ids: i32 [B, T].
-          attention_mask: [B, S], 1 where a slot holds a token. S = T without a cache. ALiBi counts
-            its tokens (as in transformers).
-          position_ids: i32 [B, T]; default 0 … T−1 (as in transformers: not from the mask). ALiBi
-            reads them where there is no attention_mask, so that packed documents restart.
-          segment_ids: i32 [B, T], documents packed into a row (0 is padding).
-          cache_index: the slot of the first token in the cache; None runs without one.
-          output_hidden_states: return every layer's output too.
-          logits_to_keep: compute logits of this many last positions only; 0 means all.
-        """
+        """Embeddings, layers, final norm, head; see `DecoderModel`."""
         cfg, ex = self.config, self.execution
-        positions, ctx = decoder_context(
-            input_ids, attention_mask, position_ids, segment_ids, cache_index
-        )
         if cfg.alibi:
             valid = ctx.mask.valid
             keys_BS = positions if valid is None else token_positions(valid)
@@ -158,7 +136,3 @@ class Falcon(nn.Module):
             last_hidden_state=x,
             hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
         )
-
-    def dummy_inputs(self) -> dict[str, Any]:
-        """The smallest valid inputs, for tracing."""
-        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}

@@ -14,7 +14,7 @@ from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
 from fmjax.models.gpt2.config import GPT2Config
 from fmjax.nn.attention import attention
-from fmjax.nn.decoder import DecoderContext, decoder_context
+from fmjax.nn.decoder import DecoderContext, DecoderModel
 from fmjax.nn.dense import Dense
 from fmjax.nn.dropout import dropout
 from fmjax.nn.embed import Embed
@@ -88,43 +88,21 @@ class Layer(nn.Module):
         return constrain(x + dropout(self, y, cfg.resid_pdrop), ("batch", "seq", "act_embed"))
 
 
-class GPT2(nn.Module):
-    """GPT-2 with its language-model head.
-
-    Attributes:
-      config: the architecture.
-      execution: precision, scanning, rematerialisation, kernels.
-    """
+class GPT2(DecoderModel):
+    """GPT-2 with its language-model head."""
 
     config: GPT2Config
-    execution: Execution = Execution()
 
-    @nn.compact
-    def __call__(
+    def decode(
         self,
         input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        cache_index: int | jax.Array | None = None,
-        output_hidden_states: bool = False,
-        logits_to_keep: int = 0,
+        positions: jax.Array,
+        ctx: DecoderContext,
+        output_hidden_states: bool,
+        logits_to_keep: int,
     ) -> CausalLMOutput:
-        """Runs the decoder.
-
-        Args:
-          input_ids: i32 [B, T].
-          attention_mask: [B, S], 1 where a slot holds a token. S = T without a cache.
-          position_ids: i32 [B, T]; default 0 … T−1 (as in transformers: not from the mask).
-          segment_ids: i32 [B, T], documents packed into a row (0 is padding).
-          cache_index: the slot of the first token in the cache; None runs without one.
-          output_hidden_states: return every layer's output too.
-          logits_to_keep: compute logits of this many last positions only; 0 means all.
-        """
+        """Embeddings, layers, final norm, head; see `DecoderModel`."""
         cfg, ex = self.config, self.execution
-        positions, ctx = decoder_context(
-            input_ids, attention_mask, position_ids, segment_ids, cache_index
-        )
         init = _init(cfg)
         wte = Embed(cfg.vocab_size, cfg.n_embd, embedding_init=init, execution=ex, name="wte")
         wpe = Embed(cfg.n_positions, cfg.n_embd, ("positions", "embed"), init, ex, name="wpe")
@@ -147,7 +125,3 @@ class GPT2(nn.Module):
             last_hidden_state=x,
             hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
         )
-
-    def dummy_inputs(self) -> dict[str, Any]:
-        """The smallest valid inputs, for tracing."""
-        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}

@@ -4,7 +4,6 @@ Shapes: B batch, T new tokens, S slots (T without a cache), D hidden size, E exp
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
 from fmjax.models.mixtral.config import MixtralConfig
-from fmjax.nn.decoder import DecoderContext, decoder_context
+from fmjax.nn.decoder import DecoderContext, DecoderModel
 from fmjax.nn.embed import Embed
 from fmjax.nn.head import lm_head
 from fmjax.nn.moe import SparseMoE
@@ -66,50 +65,27 @@ class Layer(nn.Module):
         return constrain(x + y, ("batch", "seq", "act_embed")), router_logits
 
 
-class Mixtral(nn.Module):
-    """Mixtral with its language-model head.
-
-    Attributes:
-      config: the architecture.
-      execution: precision, scanning, rematerialisation, kernels.
-    """
+class Mixtral(DecoderModel):
+    """Mixtral with its language-model head."""
 
     config: MixtralConfig
-    execution: Execution = Execution()
 
-    @nn.compact
-    def __call__(
+    def decode(
         self,
         input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        cache_index: int | jax.Array | None = None,
-        output_hidden_states: bool = False,
-        logits_to_keep: int = 0,
+        positions: jax.Array,
+        ctx: DecoderContext,
+        output_hidden_states: bool,
+        logits_to_keep: int,
         output_router_logits: bool | None = None,
     ) -> CausalLMOutput:
-        """Runs the decoder.
+        """Embeddings, layers, final norm, head; see `DecoderModel`.
 
         Args:
-          input_ids: i32 [B, T].
-          attention_mask: [B, S], 1 where a slot holds a token. S = T without a cache.
-          position_ids: i32 [B, T]; default 0 … T−1 (as in transformers: not from the mask).
-          segment_ids: i32 [B, T], documents packed into a row (0 is padding).
-          cache_index: the slot of the first token in the cache; None runs without one.
-          output_hidden_states: return every layer's output too.
-          logits_to_keep: compute logits of this many last positions only; 0 means all.
           output_router_logits: return the logits of the routers too; default as the config says.
         """
         cfg, ex = self.config, self.execution
-        positions, ctx = decoder_context(
-            input_ids,
-            attention_mask,
-            position_ids,
-            segment_ids,
-            cache_index,
-            window=cfg.sliding_window,
-        )
+        ctx = ctx.with_window(cfg.sliding_window)
         tables = cos_sin(cfg.rope, cfg.head_dim, cfg.max_position_embeddings, positions)
         init = nn.initializers.normal(cfg.initializer_range)
         embed = Embed(
@@ -134,7 +110,3 @@ class Mixtral(nn.Module):
             hidden_states=(x0, *(y for y, _ in outputs[:-1]), x) if output_hidden_states else None,
             router_logits=tuple(logits for _, logits in outputs) if routed else None,
         )
-
-    def dummy_inputs(self) -> dict[str, Any]:
-        """The smallest valid inputs, for tracing."""
-        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}

@@ -4,16 +4,14 @@ Shapes: B batch, T new tokens, S slots (T without a cache), D hidden size, V voc
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
 from fmjax.models.qwen.config import QwenConfig
-from fmjax.nn.decoder import DecoderContext, decoder_context, split_windows
+from fmjax.nn.decoder import DecoderContext, DecoderModel, split_windows
 from fmjax.nn.embed import Embed
 from fmjax.nn.head import lm_head
 from fmjax.nn.mlp import GatedMLP
@@ -57,49 +55,23 @@ class Layer(nn.Module):
         return constrain(x, ("batch", "seq", "act_embed"))
 
 
-class Qwen(nn.Module):
-    """Qwen2 or Qwen3 with its language-model head.
-
-    Attributes:
-      config: the architecture.
-      execution: precision, scanning, rematerialisation, kernels.
-    """
+class Qwen(DecoderModel):
+    """Qwen2 or Qwen3 with its language-model head."""
 
     config: QwenConfig
-    execution: Execution = Execution()
 
-    @nn.compact
-    def __call__(
+    def decode(
         self,
         input_ids: jax.Array,
-        attention_mask: jax.Array | None = None,
-        position_ids: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        cache_index: int | jax.Array | None = None,
-        output_hidden_states: bool = False,
-        logits_to_keep: int = 0,
+        positions: jax.Array,
+        ctx: DecoderContext,
+        output_hidden_states: bool,
+        logits_to_keep: int,
     ) -> CausalLMOutput:
-        """Runs the decoder.
-
-        Args:
-          input_ids: i32 [B, T].
-          attention_mask: [B, S], 1 where a slot holds a token. S = T without a cache.
-          position_ids: i32 [B, T]; default 0 … T−1 (as in transformers: not from the mask).
-          segment_ids: i32 [B, T], documents packed into a row (0 is padding).
-          cache_index: the slot of the first token in the cache; None runs without one.
-          output_hidden_states: return every layer's output too.
-          logits_to_keep: compute logits of this many last positions only; 0 means all.
-        """
+        """Embeddings, layers, final norm, head; see `DecoderModel`."""
         cfg, ex = self.config, self.execution
         window, per_layer = split_windows(cfg.windows)
-        positions, ctx = decoder_context(
-            input_ids,
-            attention_mask,
-            position_ids,
-            segment_ids,
-            cache_index,
-            window=window,
-        )
+        ctx = ctx.with_window(window)
         tables = cos_sin(cfg.rope, cfg.head_dim, cfg.max_position_embeddings, positions)
         init = nn.initializers.normal(cfg.initializer_range)
         embed = Embed(
@@ -123,7 +95,3 @@ class Qwen(nn.Module):
             last_hidden_state=x,
             hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
         )
-
-    def dummy_inputs(self) -> dict[str, Any]:
-        """The smallest valid inputs, for tracing."""
-        return {"input_ids": jnp.zeros((1, 2), jnp.int32)}
