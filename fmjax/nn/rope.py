@@ -142,7 +142,7 @@ def frequencies(
     if kind == "llama3":
         return _llama3(r, _base_frequencies(r.rope_theta, dim, dim)), 1.0
     if kind == "yarn":
-        return _yarn(r, dim, max_position_embeddings)
+        return _yarn(r, dim)
     return _longrope(r, dim, max_position_embeddings, length)
 
 
@@ -160,7 +160,7 @@ def _llama3(r: Rope, freqs: jax.Array) -> jax.Array:
     )
 
 
-def _yarn(r: Rope, dim: int, max_positions: int) -> tuple[jax.Array, float]:
+def _yarn(r: Rope, dim: int) -> tuple[jax.Array, float]:
     """YaRN (arXiv:2309.00071): interpolate slow dimensions, keep fast ones, sharpen attention."""
     original = r.original_max_position_embeddings
 

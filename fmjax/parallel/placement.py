@@ -1,5 +1,6 @@
 """From abstract trees and rules to shardings."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from fmjax.core import logical, tree
-from fmjax.core.errors import ShardingError
+from fmjax.core.errors import DataError, ShardingError
 
 
 def param_shardings(
@@ -31,30 +32,45 @@ def batch_sharding(mesh: Mesh, rules: logical.Rules) -> NamedSharding:
     return NamedSharding(mesh, logical.spec(("batch",), rules, mesh))
 
 
-def shard_batch(batch: Any, mesh: Mesh, rules: logical.Rules) -> Any:
-    """Puts a batch of host arrays onto the mesh.
+def shard_batch(
+    batch: Mapping[str, Any], mesh: Mesh | None, rules: logical.Rules, parts: int = 1
+) -> dict[str, Any]:
+    """Puts a batch of host arrays (each process its own rows) onto the mesh.
 
-    Each process passes its own rows; together they are the global batch.
+    Args:
+      batch: dict of arrays with the same leading dimension. `ShapeDtypeStruct`s of the global
+        batch get the sharding.
+      mesh: the devices; None leaves the arrays where they are.
+      rules: say which mesh axes split the logical axis "batch".
+      parts: pieces that each device's rows must further divide into.
 
     Raises:
-      ShardingError: a number of rows that does not divide over the devices.
+      DataError: no array, or arrays with different numbers of rows.
+      ShardingError: rows that do not divide over the devices and parts.
     """
-    sharding = batch_sharding(mesh, rules)
-    parts = sharding.num_devices // _replicas(sharding)
-    processes = jax.process_count()
+    counts = {name: x.shape[0] for name, x in batch.items()}
+    if len(set(counts.values())) != 1:
+        raise DataError(f"the arrays of a batch must have one number of rows, got {counts}")
+    sharding = None if mesh is None else batch_sharding(mesh, rules)
+    axes = () if mesh is None else tuple(jax.tree.leaves(tuple(sharding.spec)))
+    needed = parts * math.prod(mesh.shape[a] for a in axes)
+    name, first = next(iter(batch.items()))
+    global_ = mesh is None or isinstance(first, jax.Array | jax.ShapeDtypeStruct)
+    rows = first.shape[0] * (1 if global_ else jax.process_count())
+    if rows % needed:
+        over = [f"{a}={mesh.shape[a]}" for a in axes] + [f"accumulate={parts}"] * (parts > 1)
+        raise ShardingError(
+            f"{name}: a batch of {rows} rows does not divide over {' × '.join(over)}; "
+            f"use a multiple of {needed}"
+        )
+    if mesh is None:
+        return dict(batch)
 
-    def put(x: Any) -> jax.Array:
-        rows = x.shape[0] * processes
-        if rows % parts:
-            raise ShardingError(
-                f"a batch of {rows} does not divide over the {parts} devices that split it; "
-                f"use a multiple of {parts}"
-            )
+    def put(x: Any) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, sharding)
         return jax.make_array_from_process_local_data(sharding, x)
 
-    return jax.tree.map(put, batch)
-
-
-def _replicas(sharding: NamedSharding) -> int:
-    shards = {str(s) for s in sharding.devices_indices_map((sharding.num_devices,)).values()}
-    return sharding.num_devices // len(shards)
+    return {name: put(x) for name, x in batch.items()}

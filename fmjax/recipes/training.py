@@ -12,7 +12,7 @@ from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.data import Tokenizer
 from fmjax.objectives.causal_lm import CausalLM
-from fmjax.parallel import DEFAULT_RULES
+from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.recipes.batches import Batches, open_batches
 from fmjax.recipes.measure import check_length
 from fmjax.recipes.options import Optimization
@@ -20,7 +20,6 @@ from fmjax.train import adamw, fit, make_step, schedules
 from fmjax.train.checkpoint import Checkpointer
 from fmjax.train.flops import matmul_params, train_flops_per_token
 from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
-from fmjax.train.placement import place_batch
 from fmjax.train.state import TrainState
 
 METRICS = "metrics.jsonl"
@@ -67,7 +66,7 @@ class Run:
         rate = schedule(optimization)
         check_length(config, data.sequence_length)
         row = jax.ShapeDtypeStruct((data.batch_size, data.sequence_length), np.int32)
-        place_batch({"--batch-size": row}, mesh, DEFAULT_RULES, max(optimization.accumulate, 1))
+        shard_batch({"--batch-size": row}, mesh, DEFAULT_RULES, max(optimization.accumulate, 1))
         batches = open_batches(data, tokenizer, optimization.seed, cadence.eval_every > 0)
         return cls(settings, config, batches, mesh, rate)
 

@@ -4,7 +4,6 @@ Variables keep the sharding that they came with; optimizer moments and gradients
 parameter they belong to; counters and keys are on every device.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +11,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.core import logical, tree
-from fmjax.core.errors import DataError, ShardingError
+from fmjax.core.errors import ShardingError
 from fmjax.core.params import ParamSpec
-from fmjax.parallel import batch_sharding, param_shardings
+from fmjax.parallel import param_shardings
 
 SMALL = 1 << 20
 """Leaves of at most this many bytes may be replicated without being asked for."""
@@ -98,47 +97,3 @@ def structs(arrays: Any, shardings: Any = None) -> Any:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), arrays, shardings
     )
-
-
-def place_batch(
-    batch: Mapping[str, Any], mesh: Mesh | None, rules: logical.Rules, parts: int = 1
-) -> dict[str, Any]:
-    """Puts a batch of host arrays (each process its own rows) onto the mesh.
-
-    Args:
-      batch: dict of arrays with the same leading dimension. `ShapeDtypeStruct`s of the global
-        batch get the sharding.
-      mesh: the devices; None leaves the arrays where they are.
-      rules: say which mesh axes split the logical axis "batch".
-      parts: pieces that each device's rows must further divide into.
-
-    Raises:
-      DataError: no array, or arrays with different numbers of rows.
-      ShardingError: rows that do not divide over the devices and parts.
-    """
-    counts = {name: x.shape[0] for name, x in batch.items()}
-    if len(set(counts.values())) != 1:
-        raise DataError(f"the arrays of a batch must have one number of rows, got {counts}")
-    sharding = None if mesh is None else batch_sharding(mesh, rules)
-    axes = () if mesh is None else tuple(jax.tree.leaves(tuple(sharding.spec)))
-    needed = parts * math.prod(mesh.shape[a] for a in axes)
-    name, first = next(iter(batch.items()))
-    global_ = mesh is None or isinstance(first, jax.Array | jax.ShapeDtypeStruct)
-    rows = first.shape[0] * (1 if global_ else jax.process_count())
-    if rows % needed:
-        over = [f"{a}={mesh.shape[a]}" for a in axes] + [f"accumulate={parts}"] * (parts > 1)
-        raise ShardingError(
-            f"{name}: a batch of {rows} rows does not divide over {' × '.join(over)}; "
-            f"use a multiple of {needed}"
-        )
-    if mesh is None:
-        return dict(batch)
-
-    def put(x: Any) -> Any:
-        if isinstance(x, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        if isinstance(x, jax.Array):
-            return jax.device_put(x, sharding)
-        return jax.make_array_from_process_local_data(sharding, x)
-
-    return {name: put(x) for name, x in batch.items()}

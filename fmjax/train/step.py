@@ -12,11 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.core import logical, tree
 from fmjax.core.errors import ConfigError
-from fmjax.parallel import DEFAULT_RULES
+from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.train.gradients import global_norm, summed_gradients
 from fmjax.train.placement import (
     inherited_shardings,
-    place_batch,
     structs,
     variable_shardings,
 )
@@ -148,8 +147,8 @@ class Step:
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
 
     def place(self, batch: Batch, parts: int = 1) -> dict[str, Any]:
-        """See `fmjax.train.placement.place_batch`."""
-        return place_batch(batch, self.mesh, self.rules, parts)
+        """See `fmjax.parallel.shard_batch`."""
+        return shard_batch(batch, self.mesh, self.rules, parts)
 
     # The step itself.
 

@@ -61,7 +61,9 @@ def test_shard_batch_splits_rows_and_refuses_what_does_not_divide(mesh) -> None:
     assert out.sharding == batch_sharding(mesh, DEFAULT_RULES)
     assert out.addressable_shards[0].data.shape == (2, 2)
     np.testing.assert_array_equal(out, x)
-    with pytest.raises(ShardingError, match="batch of 6 .* 4 devices"):
+    with pytest.raises(
+        ShardingError, match="x: a batch of 6 rows .*data=2 × fsdp=2; use a multiple of 4"
+    ):
         shard_batch({"x": x[:6]}, mesh, DEFAULT_RULES)
 
 

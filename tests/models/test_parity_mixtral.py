@@ -186,7 +186,7 @@ def test_experts_over_devices_give_the_outputs_and_gradients_of_one(parity, tmp_
         with logical.use(mesh, rules):
             return grad(params, ids)
 
-    together = on_mesh(sharded, shard_batch(ids, mesh, rules))
+    together = on_mesh(sharded, shard_batch({"ids": ids}, mesh, rules)["ids"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), together, alone)
 
 
