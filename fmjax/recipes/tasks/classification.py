@@ -1,0 +1,131 @@
+"""Classification of texts and pairs of texts: one label, several labels, or a number."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from fmjax import evals, report
+from fmjax.core.errors import ConfigError
+from fmjax.data.tasks import (
+    Classification,
+    Table,
+    balanced_weights,
+    classification_features,
+    read_classification,
+    text_features,
+)
+from fmjax.objectives import SequenceClassification
+from fmjax.recipes.tasks.predict import Predict
+from fmjax.recipes.tasks.settings import Examples, TaskOptimization
+from fmjax.recipes.tasks.task import Finish, Measured, Picture, Prepared, Task, read_split
+
+PROBLEMS = {
+    "single": "single_label_classification",
+    "multi": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationTask(Task):
+    """Attributes: names of the labels, and what a label is (`PROBLEMS`' values)."""
+
+    names: tuple[str, ...]
+    problem_type: str
+
+    name: ClassVar[str] = "classification"
+    head: ClassVar[str] = "sequence-classification"
+
+    @classmethod
+    def of_config(cls, config: Any) -> Self:
+        single = "single_label_classification" if config.num_labels > 1 else "regression"
+        return cls(config.id2label, config.problem_type or single)
+
+    @classmethod
+    def read(cls, settings: Examples, seed: int) -> tuple[Self, Any, Any, list[str]]:
+        problem = PROBLEMS[settings.problem]
+
+        def read(name: str, train: Classification | None) -> Classification:
+            return read_classification(
+                name,
+                settings.text_column or "text",
+                settings.label_column or "label",
+                settings.pair_column or None,
+                labels=train and train.names,
+                problem_type=problem,
+            )
+
+        train, valid, notes = read_split(settings, seed, read, lambda data: data.labels)
+        if problem == "single_label_classification":
+            counts = np.bincount(train.labels, minlength=len(train.names))
+            shares = (f"{n} {c:,}" for n, c in zip(train.names, counts, strict=True))
+            notes.append("to train on: " + ", ".join(shares))
+        return cls(train.names, problem), train, valid, notes
+
+    def prepare(
+        self, examples: Classification, tokenizer: Any, max_length: int, stride: int
+    ) -> Prepared:
+        features = classification_features(examples, tokenizer, max_length)
+        return Prepared(examples, features, str(features))
+
+    @property
+    def metric(self) -> str:
+        by_problem = {"single": "accuracy", "multi": "micro_f1", "regression": "spearman"}
+        return next(by_problem[k] for k, v in PROBLEMS.items() if v == self.problem_type)
+
+    def override(self) -> dict[str, Any]:
+        return {
+            "head": self.head,
+            "id2label": list(self.names),
+            "problem_type": self.problem_type,
+        }
+
+    def objective(self, optimization: TaskOptimization, examples: Classification) -> Any:
+        weights = None
+        if optimization.balance:
+            if self.problem_type != "single_label_classification":
+                raise ConfigError("--balance is for one label each; leave it out")
+            weights = tuple(balanced_weights(examples.labels, len(self.names)))
+        return SequenceClassification(self.problem_type, weights, optimization.label_smoothing)
+
+    def pick(self, output: Any, batch: Mapping[str, Any]) -> Any:
+        return output.logits
+
+    def ask(
+        self, table: Table, tokenizer: Any, settings: Predict, max_length: int
+    ) -> tuple[Any, Finish]:
+        table.require(settings.text_column, "--text-column")
+        pairs = None
+        if settings.pair_column:
+            table.require(settings.pair_column, "--pair-column")
+            pairs = table.texts(settings.pair_column)
+        features = text_features(
+            table.texts(settings.text_column),
+            tokenizer,
+            max_length,
+            pairs,
+            names=[table.where(i) for i in range(len(table))],
+        )
+
+        def finish(outputs: Sequence[Any]) -> list[dict[str, Any]]:
+            return [
+                {**row, **self._answer(np.asarray(x, np.float64), settings.threshold)}
+                for row, x in zip(table.rows, outputs, strict=True)
+            ]
+
+        return features, finish
+
+    def _answer(self, logits: np.ndarray, threshold: float) -> dict[str, Any]:
+        if self.problem_type == "regression":
+            scores = dict(zip(self.names, map(float, logits), strict=True))
+            return {"score": float(logits[0])} if len(scores) == 1 else {"scores": scores}
+        if self.problem_type == "multi_label_classification":
+            probabilities = 1 / (1 + np.exp(-logits))
+            scores = dict(zip(self.names, map(float, probabilities), strict=True))
+            return {"label": [n for n, p in scores.items() if p >= threshold], "scores": scores}
+        exps = np.exp(logits - logits.max())
+        scores = dict(zip(self.names, map(float, exps / exps.sum()), strict=True))
+        best = max(scores, key=scores.__getitem__)
+        return {"label": best, "score": scores[best], "scores": scores}

@@ -1,0 +1,154 @@
+"""What a task is: the points in which classification, tagging, questions and embedding differ."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from fmjax.data.tasks import Table, leave_out, overlap, stratified_split
+from fmjax.recipes.tasks.predict import Predict
+from fmjax.recipes.tasks.settings import Examples, TaskOptimization
+
+Feature = Mapping[str, Any]
+Metrics = dict[str, float]
+Interval = tuple[float, float]
+Finish = Callable[[Sequence[Any]], list[dict[str, Any]]]
+"""Picked outputs, a row for each feature → the input's rows with their answers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Examples as a model takes them.
+
+    Attributes:
+      examples: the task's own reading of them, which answers and figures refer to.
+      features: token ids and labels, see `fmjax.data.tasks.task_batches`; a long example may have
+        several.
+      note: what a reader of the run must know of them: how many were cut or left out.
+    """
+
+    examples: Any
+    features: Any
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A chart: its SVG, and in words what it shows."""
+
+    title: str
+    svg: str
+    alternative: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """How good the answers are.
+
+    Attributes:
+      metrics: figures by name.
+      intervals: 95 % bootstrap intervals of some of them.
+      pictures: of the answers.
+    """
+
+    metrics: Metrics
+    intervals: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
+    pictures: Sequence[Picture] = ()
+
+
+class Task(abc.ABC):
+    """A task with its labels. One that is read from files and one that a model's config states are
+    equal: `of_config(config)` of a model that was fine-tuned on a task is that task.
+
+    Class attributes:
+      name: on the command line.
+      head: of the model's config; None for the bare model.
+    """
+
+    name: ClassVar[str]
+    head: ClassVar[str | None]
+
+    @classmethod
+    @abc.abstractmethod
+    def read(cls, settings: Examples, seed: int) -> tuple[Self, Any, Any, list[str]]:
+        """Reads the files: (task, examples to train on, examples to measure on, notes).
+
+        Raises:
+          DataError: a file that cannot be used; names file, line and remedy.
+        """
+
+    @abc.abstractmethod
+    def prepare(self, examples: Any, tokenizer: Any, max_length: int, stride: int) -> Prepared:
+        """Examples with labels as features."""
+
+    @property
+    @abc.abstractmethod
+    def metric(self) -> str:
+        """What the best checkpoint is chosen by, unless the settings say otherwise."""
+
+    def mode(self, metric: str) -> str:
+        """Whether more of a metric is better ("max") or less ("min")."""
+        return "min" if metric in ("loss", "rmse", "mae", "mean_absolute_error") else "max"
+
+    @abc.abstractmethod
+    def override(self) -> dict[str, Any]:
+        """Fields of the model's config: its head and labels."""
+
+    @abc.abstractmethod
+    def objective(self, optimization: TaskOptimization, examples: Any) -> Any:
+        """What is minimised on these examples to train on."""
+
+    @abc.abstractmethod
+    def pick(self, output: Any, batch: Mapping[str, Any]) -> Any:
+        """What answers are made of: arrays [B, …] of a model's output."""
+
+    @abc.abstractmethod
+    def measure(self, prepared: Prepared, outputs: Sequence[Any], thorough: bool) -> Measured:
+        """Figures over examples with labels.
+
+        Args:
+          prepared: the examples.
+          outputs: what `pick` gave, a row for each feature.
+          thorough: with intervals and pictures, at the end of a run.
+        """
+
+    def ask(
+        self, table: Table, tokenizer: Any, settings: Predict, max_length: int
+    ) -> tuple[Any, Finish]:
+        """Rows without labels as features, and how outputs become answers.
+
+        Raises:
+          DataError: a column that is missing, or a row without text; names file and line.
+        """
+        raise TypeError(f"{self.name} has no answers to print")
+
+
+def read_split(
+    settings: Examples, seed: int, read: Callable[[str, Any], Any], labels: Callable[[Any], Any]
+) -> tuple[Any, Any, list[str]]:
+    """Examples to train on and to measure on, from one file or two.
+
+    Args:
+      settings: which files.
+      seed: of the split.
+      read: (file, the training examples or None) → examples, with `select`, `keys`, `report`.
+      labels: examples → what a split keeps in proportion.
+
+    Returns:
+      (train, valid, notes).
+    """
+    train = read(settings.train, None)
+    notes = [f"{settings.train}: {train.report}"]
+    if settings.valid:
+        valid = read(settings.valid, train)
+        notes.append(f"{settings.valid}: {valid.report}")
+    else:
+        ours, theirs = stratified_split(labels(train), settings.valid_fraction, seed)
+        train, valid = train.select(ours), train.select(theirs)
+    found = overlap(train.keys(), valid.keys(), labels(train))
+    if found.test or found.conflicting:
+        notes.append(f"note: {found}")
+    if found.train and settings.remove_overlap:
+        train = leave_out(train, {"also among those to measure on": found.train})
+    notes.append(f"{len(train):,} examples to train on, {len(valid):,} to measure on")
+    return train, valid, notes
