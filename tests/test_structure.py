@@ -15,7 +15,7 @@ ALLOWED = {
     "nn": {"core"},
     "models": {"core", "nn", "convert"},
     "convert": {"core"},
-    "objectives": {"core"},
+    "objectives": {"core", "nn"},
     "peft": {"core", "nn", "convert", "models", "parallel"},
     "parallel": {"core"},
     "data": {"core"},

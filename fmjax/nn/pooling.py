@@ -39,8 +39,9 @@ def sentence_embeddings(
     if not normalize:
         return vectors
     # The floor under the length is that of torch.nn.functional.normalize.
-    length = jnp.sqrt(jnp.sum(vectors * vectors, -1, keepdims=True))
-    return vectors / jnp.maximum(length, 1e-12)
+    # Under the square root, so that a row of zeros (without tokens) has a finite gradient.
+    squares = jnp.sum(vectors * vectors, -1, keepdims=True)
+    return vectors / jnp.sqrt(jnp.maximum(squares, 1e-24))
 
 
 def _mean(x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
