@@ -70,18 +70,19 @@ class Table:
       columns: of the header; of all rows together in JSON lines.
       origin: where each row is.
       class_names: names behind the integers of a column (TFDS's ClassLabel).
-      report: rows left out.
+      dropped: reason → rows left out.
     """
 
     rows: list[dict[str, Any]]
     columns: tuple[str, ...]
     origin: Origin
     class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    report: Report | None = None
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
-        if self.report is None:
-            object.__setattr__(self, "report", Report(len(self.rows)))
+    @property
+    def report(self) -> Report:
+        """Rows read and left out."""
+        return Report(len(self.rows) + sum(self.dropped.values()), self.dropped)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,12 +91,8 @@ class Table:
         """Such as "train.tsv, line 12": the physical line at which row `i` begins."""
         return self.origin.where(i)
 
-    def require(self, column: str, option: str = "") -> None:
-        """Raises DataError, with the columns that there are, if there is no such column.
-
-        Args:
-          option: the argument that named the column, for the remedy.
-        """
+    def require(self, column: str) -> None:
+        """Raises DataError, with the columns that there are, if there is no such column."""
         if column in self.columns:
             return
         name = self.origin.name
@@ -107,7 +104,7 @@ class Table:
         elif like:
             hint = f'did you mean "{like[0]}"?'
         else:
-            hint = "name one of them" + (f" with {option}=" if option else "")
+            hint = "name one of them"
             if name.removesuffix(".gz").endswith((".tsv", ".csv")):
                 hint += "; the first line must be a header"
         raise DataError(f'{name}: no column "{column}"; it has {", ".join(self.columns)}; {hint}')
@@ -207,10 +204,10 @@ def _tfds(name: str, split: str) -> Table:
 def _movie_reviews(split: str, drop_neutral: bool) -> Table:
     examples = [{**e, "row": i} for i, e in enumerate(load_corpus(CORPUS, split))]
     columns: tuple[str, ...] = ("text", "rating")
-    report = Report(len(examples))
+    dropped = {}
     if drop_neutral:
-        examples = [{**e, "label": SENTIMENT[e["label"]]} for e in sentiment(examples)]
-        columns += ("label",)
-        report = report.and_dropped({NEUTRAL: report.read - len(examples)})
+        rated = [{**e, "label": SENTIMENT[e["label"]]} for e in sentiment(examples)]
+        dropped[NEUTRAL] = len(examples) - len(rated)
+        examples, columns = rated, ("text", "rating", "label")
     origin = Origin(f"{CORPUS}:{split}", [e.pop("row") for e in examples], "example")
-    return Table(examples, columns, origin, report=report)
+    return Table(examples, columns, origin, dropped=dropped)
