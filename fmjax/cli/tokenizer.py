@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class TrainTokenizer:
-    """Train a SentencePiece tokenizer: BPE with byte fallback, as LLaMA's.
+    """Train a tokenizer: SentencePiece as LLaMA's, or WordPiece as BERT's.
 
     The directory loads in transformers' AutoTokenizer with the same ids.
 
@@ -15,7 +15,10 @@ class TrainTokenizer:
       data: Text to train on, one or several of: kjv, movie_reviews (their training splits), a
         .txt or .jsonl file, .gz or not, or a quoted glob of them; tfds:NAME; a TFDS directory.
       out: Directory to write.
-      vocab_size: Number of ids; at least 261.
+      vocab_size: Number of ids; at least 261 for bpe.
+      kind: bpe, with byte fallback, for models that predict the next token; wordpiece, with [CLS],
+        [SEP] and [MASK], for encoders.
+      cased: Keep upper case and accents, which wordpiece drops otherwise; bpe always keeps them.
       text_field: Field of JSON lines and TFDS examples that holds the text.
       split_by: What is one document in a .txt file.
     """
@@ -23,12 +26,14 @@ class TrainTokenizer:
     data: tuple[str, ...]
     out: Path
     vocab_size: int = 8000
+    kind: Literal["bpe", "wordpiece"] = "bpe"
+    cased: bool = False
     text_field: str = "text"
     split_by: Literal["document", "line", "file"] = "document"
 
     def run(self) -> None:
         from fmjax.core.errors import DataError
-        from fmjax.data import train_sentencepiece
+        from fmjax.data import train_sentencepiece, train_wordpiece
         from fmjax.recipes.text import open_text, texts
 
         if not self.data:
@@ -36,5 +41,10 @@ class TrainTokenizer:
         sources = [
             open_text(name, by=self.split_by, text_field=self.text_field) for name in self.data
         ]
-        tokenizer = train_sentencepiece(texts(sources), self.out, self.vocab_size)
+        text = texts(sources)
+        if self.kind == "wordpiece":
+            lowercase = not self.cased
+            tokenizer = train_wordpiece(text, self.out, self.vocab_size, lowercase=lowercase)
+        else:
+            tokenizer = train_sentencepiece(text, self.out, self.vocab_size)
         print(f"{self.out}: {tokenizer.vocab_size} ids")

@@ -12,6 +12,8 @@ _HOME = {
     "HFTokenizer": "tokenizer_hf",
     "SentencePieceTokenizer": "tokenizer_spm",
     "train_sentencepiece": "train_tokenizer",
+    "train_wordpiece": "wordpiece",
+    "Words": "words",
     "Source": "sources",
     "TextSource": "sources",
     "JsonlSource": "sources",

@@ -19,7 +19,8 @@ from fmjax.core.errors import DataError
 from fmjax.data.packing import PackedDocuments, Row, make_row
 from fmjax.data.sources import Source
 from fmjax.data.tokenizer import Tokenizer
-from fmjax.data.tokens import as_sources, tokenize
+from fmjax.data.tokens import TokenizedDocuments, as_sources, tokenize
+from fmjax.data.words import Words
 
 Batch = dict[str, np.ndarray]
 
@@ -76,9 +77,15 @@ class TextBatches(Iterator[Batch]):
     settings that the position is meaningless without, which `set_state` compares.
     """
 
-    def __init__(self, iterator: Any, settings: dict[str, Any]):
+    def __init__(
+        self,
+        iterator: Any,
+        settings: dict[str, Any],
+        corpora: Sequence[TokenizedDocuments] = (),
+    ):
         self._iterator = iterator
         self.settings = settings
+        self._corpora = corpora
 
     def __iter__(self) -> "TextBatches":
         return self
@@ -116,6 +123,12 @@ class TextBatches(Iterator[Batch]):
             self._iterator.set_state(position)
         except IndexError as e:
             raise DataError(f"cannot resume the data: {e}") from e
+
+    def token_counts(self, vocab_size: int) -> np.ndarray | None:
+        """How often each id occurs in the corpus, i64[V]; None when streaming."""
+        if not self._corpora:
+            return None
+        return sum(documents.counts(vocab_size) for documents in self._corpora)
 
     def close(self) -> None:
         """Ends the prefetching threads."""
@@ -187,6 +200,7 @@ def text_batches(
     add_bos: bool = True,
     add_eos: bool = True,
     text_field: str = "text",
+    words: Words | None = None,
     streaming: bool = False,
     process_index: int | None = None,
     process_count: int | None = None,
@@ -211,6 +225,7 @@ def text_batches(
       pack, split_documents: how documents fill rows, see `PackedDocuments`.
       add_bos, add_eos: marks around each document, see `Marks.of`.
       text_field: where an example that is a dict has its text.
+      words: adds `word_ids` to the batches, for masking whole words.
       streaming: see above; repeats for ever, packs with cut documents, ends documents with EOS,
         and resumes only on the same number of processes.
       process_index, process_count: default JAX's.
@@ -245,14 +260,14 @@ def text_batches(
         iterator = lazily.stream(
             sources, tokenizer, batch_size=batch_size, sequence_length=sequence_length,
             weights=weights, seed=seed, shuffle=shuffle, add_bos=add_bos, text_field=text_field,
-            share=share, prefetch=prefetch,
+            words=words, share=share, prefetch=prefetch,
         )  # fmt: skip
         sizes = {"documents": [len(s) for s in sources], "process_count": share[1]}
         return TextBatches(iterator, settings | sizes)
 
     marks = {"add_bos": add_bos, "add_eos": add_eos, "text_field": text_field}
     groups = [sources] if weights is None else [[source] for source in sources]
-    rows, tokens, checksums = [], [], []
+    rows, corpora = [], []
     for i, group in enumerate(groups):
         documents = tokenize(group, tokenizer, **marks)
         packed = PackedDocuments(
@@ -260,13 +275,21 @@ def text_batches(
             shuffle=shuffle, seed=derived_seed(seed, "documents", i),
         )  # fmt: skip
         rows.append(PackedRows(packed).repeat(epochs))
-        tokens.append(len(documents.tokens))
-        checksums.append(zlib.crc32(documents.offsets, zlib.crc32(documents.tokens)))
+        corpora.append(documents)
     mixed = rows[0] if weights is None else grain.MapDataset.mix(rows, list(weights))
-    empty = make_row([], sequence_length, documents.pad_id)
-    batches = ProcessBatches(mixed, empty, batch_size, *share)
-    corpus = {"tokens": tokens, "checksums": checksums}
-    return TextBatches(_read(batches, prefetch), settings | corpus)
+    empty = make_row([], sequence_length, corpora[0].pad_id)
+    batches = ProcessBatches(*_with_words(mixed, empty, words), batch_size, *share)
+    settings["tokens"] = [len(documents.tokens) for documents in corpora]
+    settings["checksums"] = [
+        zlib.crc32(documents.offsets, zlib.crc32(documents.tokens)) for documents in corpora
+    ]
+    return TextBatches(_read(batches, prefetch), settings, corpora)
+
+
+def _with_words(
+    rows: grain.MapDataset, empty: Row, words: Words | None
+) -> tuple[grain.MapDataset, Row]:
+    return (rows, empty) if words is None else (rows.map(words.add), words.add(empty))
 
 
 def _read(batches: grain.MapDataset, prefetch: int) -> Any:
@@ -299,6 +322,7 @@ def eval_batches(
     add_bos: bool = True,
     add_eos: bool = True,
     text_field: str = "text",
+    words: Words | None = None,
     process_index: int | None = None,
     process_count: int | None = None,
     prefetch: int = 4,
@@ -314,5 +338,6 @@ def eval_batches(
     )
     packed = PackedDocuments(documents, sequence_length, pack=pack, split_documents=split_documents)
     empty = make_row([], sequence_length, documents.pad_id)
-    batches = ProcessBatches(PackedRows(packed), empty, batch_size, *share)
+    rows = _with_words(PackedRows(packed), empty, words)
+    batches = ProcessBatches(*rows, batch_size, *share)
     return EvalBatches(batches, len(documents.tokens), prefetch)

@@ -11,6 +11,7 @@ from fmjax.data.loader import derived_seed
 from fmjax.data.sources import Source, text_of
 from fmjax.data.tokenizer import Tokenizer
 from fmjax.data.tokens import Marks
+from fmjax.data.words import Words
 
 
 class _Texts:
@@ -52,6 +53,7 @@ def stream(
     shuffle: bool,
     add_bos: bool,
     text_field: str,
+    words: Words | None,
     share: tuple[int, int],
     prefetch: int,
 ) -> Any:
@@ -72,11 +74,12 @@ def stream(
         return {"input_ids": np.array([*marks.bos, *ids, *marks.eos], np.int32)}
 
     def finish(row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {
+        row = {
             "input_ids": row["input_ids"],
             "segment_ids": row["input_ids_segment_ids"],
             "position_ids": row["input_ids_positions"],
         }
+        return row if words is None else words.add(row)
 
     datasets = [grain.MapDataset.source(_Texts(source, text_field)) for source in sources]
     if weights is None and len(datasets) > 1:

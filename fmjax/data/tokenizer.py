@@ -13,7 +13,12 @@ from fmjax.data import tokenizer_files
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Text to ids and back. Everything in fmjax that needs a tokenizer needs only this."""
+    """Text to ids and back. What needs a tokenizer needs only this.
+
+    Encoders are trained on text with `cls_token_id` and `sep_token_id` (int | None) around
+    documents, `mask_token_id` in gaps, `special_ids` never hidden, and `id_to_token(i)` to find
+    words. These are optional; the tokenizers of fmjax have them.
+    """
 
     vocab_size: int  # one more than the largest id
     bos_token_id: int | None

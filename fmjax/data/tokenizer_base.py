@@ -9,7 +9,7 @@ from fmjax.data import chat, tokenizer_files
 
 
 class TokenizerBase:
-    """Subclasses give `encode`, `decode`, `token_to_id` and `_files`.
+    """Subclasses give `encode`, `decode`, `token_to_id`, `id_to_token` and `_files`.
 
     `config` is `tokenizer_config.json` as `tokenizer_files.read_config` completes it; it is what
     `save` writes back.
@@ -20,6 +20,10 @@ class TokenizerBase:
 
     def token_to_id(self, token: str) -> int | None:
         raise TypeError(f"{type(self).__name__} must define token_to_id")
+
+    def id_to_token(self, i: int) -> str | None:
+        """The token as the vocabulary writes it ("##ing", "▁go"); None where there is no id i."""
+        raise TypeError(f"{type(self).__name__} must define id_to_token")
 
     def _files(self) -> dict[str, bytes]:
         raise TypeError(f"{type(self).__name__} must define _files")
@@ -55,6 +59,26 @@ class TokenizerBase:
     @property
     def unk_token_id(self) -> int | None:
         return self._special_id("unk_token")
+
+    @property
+    def cls_token_id(self) -> int | None:
+        return self._special_id("cls_token")
+
+    @property
+    def sep_token_id(self) -> int | None:
+        return self._special_id("sep_token")
+
+    @property
+    def mask_token_id(self) -> int | None:
+        return self._special_id("mask_token")
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of all special tokens that have a name or are listed as additional, ascending."""
+        tokens = [self.config.get(name) for name in tokenizer_files.SPECIAL]
+        tokens += self.config.get("additional_special_tokens") or []
+        ids = {self.token_to_id(_content(token)) for token in tokens if token is not None}
+        return tuple(sorted(ids - {None}))
 
     def apply_chat_template(
         self,
@@ -108,6 +132,11 @@ class TokenizerBase:
         tokenizer_files.write_files(
             directory, {**self._files(), **tokenizer_files.config_files(self.config)}
         )
+
+
+def _content(token: str | Mapping[str, Any]) -> str:
+    """Of a token that may be written out with its options."""
+    return token if isinstance(token, str) else token["content"]
 
 
 def check_text(text: Any) -> None:

@@ -124,6 +124,9 @@ class HFTokenizer(TokenizerBase):
     def token_to_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 
+    def id_to_token(self, i: int) -> str | None:
+        return self._backend.id_to_token(i)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`; special tokens written out in `text` become their own ids."""
         check_text(text)

@@ -98,6 +98,11 @@ class SentencePieceTokenizer(TokenizerBase):
         i = self._sp.piece_to_id(token)
         return None if self._sp.is_unknown(i) else i
 
+    def id_to_token(self, i: int) -> str | None:
+        if i in self._text:
+            return self._text[i]
+        return self._sp.id_to_piece(i) if 0 <= i < self._sp.get_piece_size() else None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`; special tokens written out in `text` become their own ids."""
         check_text(text)

@@ -10,6 +10,7 @@ from fmjax.data.sources import Source, text_of
 from fmjax.data.tokenizer import Tokenizer, encode_batch
 
 _CHUNK = 1024  # documents handed to the tokenizer at a time
+_COUNTED = 2**24  # tokens counted at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +25,15 @@ class Marks:
     def of(cls, tokenizer: Tokenizer, add_bos: bool = True, add_eos: bool = True) -> "Marks":
         """BOS is left out where the tokenizer has none or uses one token for both (GPT-2).
 
+        An encoder's tokenizer that has neither (BERT's) marks documents with [CLS] and [SEP].
+
         Raises:
           TokenizerError: EOS is wanted and the tokenizer has none.
         """
         bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        if bos is None and eos is None:
+            bos = getattr(tokenizer, "cls_token_id", None)
+            eos = getattr(tokenizer, "sep_token_id", None)
         if add_eos and eos is None:
             raise TokenizerError(
                 "the tokenizer has no EOS token to end documents with; set eos_token in "
@@ -62,6 +68,12 @@ class TokenizedDocuments:
     def lengths(self) -> np.ndarray:
         """Tokens of each document, int64 [documents]."""
         return np.diff(self.offsets)
+
+    def counts(self, vocab_size: int) -> np.ndarray:
+        """How often each id occurs, i64[V]."""
+        # In parts, as bincount makes every token eight bytes wide.
+        parts = range(0, len(self.tokens), _COUNTED)
+        return sum(np.bincount(self.tokens[i : i + _COUNTED], None, vocab_size) for i in parts)
 
 
 def tokenize(

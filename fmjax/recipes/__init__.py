@@ -4,7 +4,7 @@ Importing this room imports no JAX; `run()` does.
 """
 
 from fmjax.recipes.finetune import Finetune
-from fmjax.recipes.options import Cadence, Data, Hardware, Optimization
+from fmjax.recipes.options import Cadence, Data, Hardware, Masking, Optimization
 from fmjax.recipes.pretrain import Pretrain
 
-__all__ = ["Cadence", "Data", "Finetune", "Hardware", "Optimization", "Pretrain"]
+__all__ = ["Cadence", "Data", "Finetune", "Hardware", "Masking", "Optimization", "Pretrain"]

@@ -86,7 +86,8 @@ def measure(
 
 def check_length(config: Any, sequence_length: int) -> None:
     """Raises ConfigError if rows are longer than the model's context."""
-    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 0)
+    names = ("position_limit", "max_position_embeddings", "n_positions")
+    context = next(filter(None, (getattr(config, name, None) for name in names)), None)
     if context and sequence_length > context:
         raise ConfigError(
             f"sequence_length={sequence_length} is more than the model's context of {context}; "

@@ -34,7 +34,15 @@ class Start:
     directory: Path | None
 
 
-def resolve(model: str, tokenizer: str = "", override: Sequence[str] = ()) -> Start:
+CAUSAL = (ModelConfig.head,)
+
+
+def resolve(
+    model: str,
+    tokenizer: str = "",
+    override: Sequence[str] = (),
+    heads: Sequence[str] = CAUSAL,
+) -> Start:
     """The architecture, tokenizer and weights that the settings name.
 
     Args:
@@ -42,12 +50,13 @@ def resolve(model: str, tokenizer: str = "", override: Sequence[str] = ()) -> St
         directory, for the weights in it.
       tokenizer: its directory; "" looks beside the model's config.
       override: "field=value" changes of the architecture.
+      heads: those that the caller can use.
 
     A published size gets the vocabulary and special token ids of the tokenizer, unless overridden;
     a config.json is taken as it is.
 
     Raises:
-      ConfigError: an unknown name or field, or a change to a model that has weights.
+      ConfigError: an unknown name or field, a change to a model that has weights, or another head.
       TokenizerError: no tokenizer, or one with ids that the model lacks.
     """
     changes = parse_override(override)
@@ -58,17 +67,8 @@ def resolve(model: str, tokenizer: str = "", override: Sequence[str] = ()) -> St
                 f"--override changes the architecture, which the weights in {path} would not fit; "
                 f"start from random weights with --model {path / 'config.json'}"
             )
-        return resolve_directory(path, tokenizer)
-    if path.suffix == ".json":
-        raw, home = _read(path), path.parent
-    else:
-        named = presets()
-        if model not in named:
-            raise ConfigError(
-                f"--model {model}: no such directory or config.json, nor a published size "
-                f"({', '.join(named)})"
-            )
-        raw, home = named[model].to_hf(), ""
+        return resolve_directory(path, tokenizer, heads)
+    raw, home = (_read(path), path.parent) if path.suffix == ".json" else (_published(model), "")
     if not tokenizer and not home:
         raise TokenizerError(
             f"--model {model} has no tokenizer of its own; train one with `fmjax tokenizer` and "
@@ -77,15 +77,26 @@ def resolve(model: str, tokenizer: str = "", override: Sequence[str] = ()) -> St
     found = load_tokenizer(tokenizer or home)
     if not home:
         changes = _special_ids(found) | changes
-    config = _config(raw, changes, model)
+    config = _config(raw, changes, model, heads)
     check_fits(found, config.vocab_size)
     return Start(config, found, None)
 
 
-def resolve_directory(directory: str | Path, tokenizer: str = "") -> Start:
+def architecture(model: str, override: Sequence[str] = ()) -> ModelConfig:
+    """A published size with changes, as `resolve` but without a tokenizer.
+
+    Raises:
+      ConfigError: an unknown name or field.
+    """
+    return _changed(_published(model), parse_override(override))
+
+
+def resolve_directory(
+    directory: str | Path, tokenizer: str = "", heads: Sequence[str] = CAUSAL
+) -> Start:
     """The same of a directory with weights, which are not read yet."""
     directory = Path(directory)
-    config = _config(read_config(directory), {}, str(directory))
+    config = _config(read_config(directory), {}, str(directory), heads)
     found = load_tokenizer(tokenizer or directory)
     check_fits(found, config.vocab_size)
     return Start(config, found, directory)
@@ -109,6 +120,16 @@ def open_model(
     if adapter is not None:
         variables["adapter"] = peft.load(adapter, model, params)[1]
     return model, variables, tokenizer
+
+
+def _published(name: str) -> dict[str, Any]:
+    named = presets()
+    if name not in named:
+        raise ConfigError(
+            f"--model {name}: no such directory or config.json, nor a published size "
+            f"({', '.join(named)})"
+        )
+    return named[name].to_hf()
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -142,13 +163,27 @@ def parse_override(override: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def _config(raw: Mapping[str, Any], changes: Mapping[str, Any], model: str) -> ModelConfig:
-    base = get_family(raw["model_type"]).config.from_hf(raw)
-    if base.head != ModelConfig.head:
+def _config(
+    raw: Mapping[str, Any], changes: Mapping[str, Any], model: str, heads: Sequence[str]
+) -> ModelConfig:
+    config = _changed(raw, changes)
+    if config.head in heads:
+        return config
+    if config.head == "masked-lm":
         raise ConfigError(
-            f"--model {model} is an encoder ({base.model_type}), which does not predict the next "
-            "token; give a decoder such as gpt2, or use the encoder from Python"
+            f"--model {model} is an encoder ({config.model_type}), which fills gaps and does not "
+            "predict the next token; give a decoder such as gpt2, or train the encoder with "
+            "`fmjax train`"
         )
+    raise ConfigError(
+        f"--model {model} has the head {config.head!r} ({config.model_type}), which is no language "
+        f"model; give a model with {' or '.join(heads)}, or its config.json with --override "
+        f"head={heads[-1]}"
+    )
+
+
+def _changed(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> ModelConfig:
+    base = get_family(raw["model_type"]).config.from_hf(raw)
     if not changes:
         return base
     values = dict(raw)

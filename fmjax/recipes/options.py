@@ -6,7 +6,7 @@ The text below each field is the field's `--help`. Importing this module imports
 import dataclasses
 from typing import Literal
 
-Schedule = Literal["cosine", "wsd", "linear", "constant"]
+Schedule = Literal["auto", "cosine", "wsd", "linear", "constant"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Remat = Literal["none", "full", "dots", "attention"]
 
@@ -29,6 +29,8 @@ class Data:
         file.
       batch_size: Rows in a batch, over all devices and accumulated parts together.
       sequence_length: Tokens in a row; documents are packed into rows and do not see each other.
+      streaming: Tokenise training text as it is read, where it is too much for the memory. A run
+        then goes on on the same number of processes only.
     """
 
     data: tuple[str, ...]
@@ -39,20 +41,36 @@ class Data:
     split_by: Literal["document", "line", "file"] = "document"
     batch_size: int = 16
     sequence_length: int = 512
+    streaming: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """The gaps that an encoder learns to fill. Of those tokens 80 % are masked, 10 % random.
+
+    Attributes:
+      mask_probability: Share of the tokens that are hidden and predicted; encoders only.
+      whole_words: Hide whole words: all tokens of a word or none; encoders only.
+    """
+
+    mask_probability: float = 0.15
+    whole_words: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimization:
-    """AdamW and its schedule.
+    """AdamW and its schedule. What is not given is as GPT's and LLaMA's, or as BERT's for encoders.
 
     Attributes:
       steps: Updates in all.
       learning_rate: Peak learning rate.
       schedule: After the warm-up: cosine to a tenth of the peak, wsd (stable, then linear to 0
-        over the last tenth), linear to 0, or constant.
-      warmup: Updates of linear warm-up.
-      weight_decay: Decoupled decay of matrices and embeddings; biases and norms have none.
-      beta2: Decay of AdamW's second moment.
+        over the last tenth), linear to 0, or constant. auto: cosine; linear for encoders.
+      warmup: Updates of linear warm-up; 0 unless given, a hundredth of all for encoders.
+      weight_decay: Decoupled decay of matrices and embeddings; biases and norms have none. 0.1
+        unless given, 0.01 for encoders.
+      beta2: Decay of AdamW's second moment; 0.95 unless given, 0.999 for encoders.
+      epsilon: Floor of AdamW's denominator; 1e-8 unless given, 1e-6 for encoders.
       clip_norm: Bound on the global norm of the gradient; 0 for none.
       accumulate: Parts that a batch is cut into to save memory; the update stays the same.
       z_loss: Weight of the squared log-partition, which keeps logits small; 1e-4 for long bf16
@@ -62,14 +80,31 @@ class Optimization:
 
     steps: int = 1000
     learning_rate: float = 3e-4
-    schedule: Schedule = "cosine"
-    warmup: int = 0
-    weight_decay: float = 0.1
-    beta2: float = 0.95
+    schedule: Schedule = "auto"
+    warmup: int | None = None
+    weight_decay: float | None = None
+    beta2: float | None = None
+    epsilon: float | None = None
     clip_norm: float = 1.0
     accumulate: int = 1
     z_loss: float = 0.0
     seed: int = 0
+
+    def completed(self, masked: bool) -> "Optimization":
+        """The same with every figure that was not given.
+
+        Args:
+          masked: BERT's figures (arXiv:1810.04805, appendix A.2) rather than LLaMA's.
+        """
+        figures = {
+            "schedule": "linear" if masked else "cosine",
+            "warmup": self.steps // 100 if masked else 0,
+            "weight_decay": 0.01 if masked else 0.1,
+            "beta2": 0.999 if masked else 0.95,
+            "epsilon": 1e-6 if masked else 1e-8,
+        }
+        missing = {name for name in figures if getattr(self, name) in (None, "auto")}
+        return dataclasses.replace(self, **{name: figures[name] for name in missing})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from fmjax.recipes.options import Cadence, Data, Hardware, Optimization
+from fmjax.recipes.options import Cadence, Data, Hardware, Masking, Optimization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,11 +11,12 @@ class Pretrain:
     """Pretrain a language model from random weights, or go on from a model directory.
 
     The run's directory gets checkpoints, a log (metrics.jsonl) and in the end `model`, which
-    transformers loads. The same command goes on where a stopped run was.
+    transformers loads. The same command goes on where a stopped run was. Decoders learn to predict
+    the next token; encoders (BERT, RoBERTa) to fill gaps.
 
     Attributes:
-      model: A published size such as gpt2 or llama-7b, or a config.json: random weights. A model
-        directory: its weights.
+      model: A published size such as gpt2, llama-7b or bert-base, or a config.json: random
+        weights. A model directory: its weights.
       out: Directory of the run.
       tokenizer: Directory of the tokenizer, see `fmjax tokenizer`; without it, the one beside the
         model. A published size gets this tokenizer's vocabulary.
@@ -27,6 +28,7 @@ class Pretrain:
     data: Data
     tokenizer: str = ""
     override: tuple[str, ...] = ()
+    masking: Masking = Masking()
     optimization: Optimization = Optimization()
     hardware: Hardware = Hardware()
     cadence: Cadence = Cadence()
@@ -43,10 +45,11 @@ class Pretrain:
         import jax
 
         import fmjax
-        from fmjax.recipes.models import compute_dtype, parse_mesh, resolve
+        from fmjax.recipes.models import CAUSAL, compute_dtype, parse_mesh, resolve
+        from fmjax.recipes.objective import MASKED, is_masked
         from fmjax.recipes.training import Run, train
 
-        start = resolve(self.model, self.tokenizer, self.override)
+        start = resolve(self.model, self.tokenizer, self.override, (*CAUSAL, MASKED))
         mesh = parse_mesh(self.hardware.mesh)
         execution = {
             "dtype": compute_dtype(self.hardware.dtype),
@@ -67,5 +70,8 @@ class Pretrain:
             target, model, state.variables["params"], start.tokenizer, carry_from=start.directory
         )
         print(f"model: {target}")
-        print(f'next: fmjax generate --model {target} --prompt "…" --temperature 0.8')
+        if is_masked(start.config):
+            print(f'next: pipeline("fill-mask", "{target}") in transformers, or a head for a task')
+        else:
+            print(f'next: fmjax generate --model {target} --prompt "…" --temperature 0.8')
         return True

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,18 @@ import numpy as np
 from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.data import Tokenizer
-from fmjax.objectives.causal_lm import CausalLM
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.recipes.batches import Batches, open_batches
 from fmjax.recipes.measure import check_length
-from fmjax.recipes.options import Optimization
-from fmjax.train import adamw, fit, make_step, schedules
+from fmjax.recipes.objective import (
+    ComparedMaskedLM,
+    choose,
+    is_masked,
+    masked_summary,
+    unigram_baseline,
+)
+from fmjax.recipes.options import Masking, Optimization
+from fmjax.train import Step, adamw, evaluate, fit, make_step, schedules
 from fmjax.train.checkpoint import Checkpointer
 from fmjax.train.flops import matmul_params, train_flops_per_token
 from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
@@ -34,6 +41,8 @@ class Run:
     Attributes:
       settings: a `Pretrain` or `Finetune`.
       config: of the model.
+      optimization: with every figure that the settings leave to the objective.
+      objective: what it minimises.
       batches: what it reads.
       mesh: its devices.
       rate: learning rate by update.
@@ -41,6 +50,8 @@ class Run:
 
     settings: Any
     config: Any
+    optimization: Optimization
+    objective: Any
     batches: Batches
     mesh: jax.sharding.Mesh
     rate: Any
@@ -54,7 +65,8 @@ class Run:
         Raises:
           FmjaxError: settings that cannot be used, or text that cannot be read.
         """
-        data, optimization, cadence = settings.data, settings.optimization, settings.cadence
+        data, cadence = settings.data, settings.cadence
+        optimization = settings.optimization.completed(is_masked(config))
         if optimization.steps < 1:
             raise ConfigError(f"--steps {optimization.steps} must be at least 1")
         for name in ("log_every", "checkpoint_every", "keep", "eval_batches"):
@@ -67,8 +79,53 @@ class Run:
         check_length(config, data.sequence_length)
         row = jax.ShapeDtypeStruct((data.batch_size, data.sequence_length), np.int32)
         shard_batch({"--batch-size": row}, mesh, DEFAULT_RULES, max(optimization.accumulate, 1))
-        batches = open_batches(data, tokenizer, optimization.seed, cadence.eval_every > 0)
-        return cls(settings, config, batches, mesh, rate)
+        masking = getattr(settings, "masking", Masking())
+        objective = choose(config, tokenizer, masking, optimization)
+        evaluated = cadence.eval_every > 0
+        words = masking.whole_words
+        batches = open_batches(data, tokenizer, optimization.seed, evaluated, words)
+        return cls(settings, config, optimization, objective, batches, mesh, rate)
+
+    def step(self, model: Any) -> Step:
+        """The jitted update of `model`."""
+        optimization = self.optimization
+        optimizer = adamw(
+            self.rate,
+            b2=optimization.beta2,
+            eps=optimization.epsilon,
+            weight_decay=optimization.weight_decay,
+        )
+        return make_step(
+            model,
+            self.objective,
+            optimizer,
+            mesh=self.mesh,
+            accumulate=optimization.accumulate,
+            clip_norm=optimization.clip_norm or None,
+            learning_rate=self.rate,
+        )
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of what a step reads."""
+        data = self.settings.data
+        names = ["input_ids", "position_ids", "segment_ids"]
+        if getattr(self.objective, "whole_words", False):
+            names.append("word_ids")
+        row = jax.ShapeDtypeStruct((data.batch_size, data.sequence_length), np.int32)
+        return dict.fromkeys(names, row)
+
+    def evaluation(self) -> Iterator[Any]:
+        """The evaluation's batches, afresh."""
+        return itertools.islice(iter(self.batches.held_out), self.settings.cadence.eval_batches)
+
+    def compared(self) -> "Run":
+        """The same, whose evaluations of gaps report the unigram baseline, where it is known."""
+        counts = self.batches.train.token_counts(self.config.vocab_size)
+        if not is_masked(self.config) or self.batches.held_out is None or counts is None:
+            return self
+        baseline = unigram_baseline(self.objective, counts, self.evaluation, self.mesh)
+        objective = ComparedMaskedLM(**vars(self.objective), baseline=baseline)
+        return dataclasses.replace(self, objective=objective)
 
 
 def train(run: Run, model: Any, variables: dict[str, Any]) -> TrainState | None:
@@ -85,30 +142,13 @@ def train(run: Run, model: Any, variables: dict[str, Any]) -> TrainState | None:
     Raises:
       CheckpointError: the directory holds a run with other settings, or cannot be written.
     """
-    settings, optimization, cadence = (
-        run.settings,
-        run.settings.optimization,
-        run.settings.cadence,
-    )
-    step = make_step(
-        model,
-        CausalLM(
-            z_loss=optimization.z_loss,
-            router_loss=getattr(run.config, "router_aux_loss_coef", 0.0),
-            experts_per_token=getattr(run.config, "num_experts_per_tok", 1),
-        ),
-        adamw(run.rate, b2=optimization.beta2, weight_decay=optimization.weight_decay),
-        mesh=run.mesh,
-        accumulate=optimization.accumulate,
-        clip_norm=optimization.clip_norm or None,
-        learning_rate=run.rate,
-    )
+    settings, optimization, cadence = run.settings, run.optimization, run.settings.cadence
+    run = run.compared()
+    step = run.step(model)
     state = step.init(variables, jax.random.key(optimization.seed + 1))
     trained, frozen = step.split(state.variables)
     # Tracing finds what does not fit before the run's directory is made.
-    rows = (run.settings.data.batch_size, run.settings.data.sequence_length)
-    names = ("input_ids", "position_ids", "segment_ids")
-    step.lower(state, {name: jax.ShapeDtypeStruct(rows, np.int32) for name in names})
+    step.lower(state, run.abstract_batch())
     _announce(run, trained)
     flops = _flops(run, state.variables, "adapter" in variables)
     del variables, trained, frozen
@@ -126,9 +166,6 @@ def train(run: Run, model: Any, variables: dict[str, Any]) -> TrainState | None:
     if cadence.tensorboard:
         loggers.append(TensorBoardLogger(out / "tensorboard"))
 
-    def evaluation():
-        return itertools.islice(iter(held_out), cadence.eval_batches)
-
     try:
         outcome = fit(
             step,
@@ -137,7 +174,7 @@ def train(run: Run, model: Any, variables: dict[str, Any]) -> TrainState | None:
             steps=optimization.steps,
             checkpointer=checkpointer,
             save_every=cadence.checkpoint_every,
-            eval_batches=None if held_out is None else evaluation,
+            eval_batches=None if held_out is None else run.evaluation,
             eval_every=cadence.eval_every or None,
             log_every=cadence.log_every,
             loggers=loggers,
@@ -149,6 +186,12 @@ def train(run: Run, model: Any, variables: dict[str, Any]) -> TrainState | None:
     if outcome.stopped:
         print(f"stopped after step {outcome.step}; the same command goes on from there")
         return None
+    if is_masked(run.config) and held_out is not None:
+        # A run that had nothing left to train has not been evaluated.
+        last = {name: outcome.metrics.get(f"eval_{name}") for name in ("loss", "accuracy")}
+        if None in last.values():
+            last = evaluate(step, outcome.state, run.evaluation())
+        print(masked_summary(last, getattr(run.objective, "baseline", None)))
     print(f"log: {out / METRICS}, checkpoints: {out / 'checkpoints'}")
     return outcome.state
 
@@ -174,6 +217,11 @@ def _record(run: Run) -> dict[str, Any]:
     record = dataclasses.asdict(run.settings)
     for name in ("cadence", "hardware", "model", "out", "override", "tokenizer"):
         record.pop(name, None)
+    if not is_masked(run.config):
+        record.pop("masking", None)
+    # The warm-up may follow from the steps, which may change.
+    warmup = run.settings.optimization.warmup
+    record["optimization"] = dataclasses.asdict(run.optimization) | {"warmup": warmup}
     for name in ("eval_data", "eval_fraction"):
         record["data"].pop(name)
     return record | {"architecture": run.config.to_hf()}
@@ -187,6 +235,7 @@ def _flops(run: Run, variables: dict[str, Any], adapted: bool) -> float:
         layers=config.num_hidden_layers,
         attention_width=config.num_attention_heads * config.head_dim,
         sequence_length=data.sequence_length,
+        causal=not is_masked(config),
         frozen=base if adapted else 0,
     )
     return per_token * data.batch_size * data.sequence_length
