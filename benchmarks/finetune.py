@@ -61,7 +61,9 @@ def data(model: Path, seed: int) -> Any:
     """The very examples that fmjax trains and measures on."""
     from fmjax.recipes.tasks.classification import ClassificationTask
 
-    _, train, valid, _ = ClassificationTask.read(settings("fmjax", model, Path(), seed).examples, seed)
+    _, train, valid, _ = ClassificationTask.read(
+        settings("fmjax", model, Path(), seed).examples, seed
+    )
     return train, valid
 
 

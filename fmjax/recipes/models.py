@@ -92,9 +92,9 @@ def architecture(model: str, override: Sequence[str] = ()) -> ModelConfig:
 
 
 def resolve_directory(
-    directory: str | Path, tokenizer: str = "", heads: Sequence[str] = CAUSAL
+    directory: str | Path, tokenizer: str = "", heads: Sequence[str] | None = CAUSAL
 ) -> Start:
-    """The same of a directory with weights, which are not read yet."""
+    """The same of a directory with weights, which are not read yet; `heads` None takes any."""
     directory = Path(directory)
     config = _config(read_config(directory), {}, str(directory), heads)
     found = load_tokenizer(tokenizer or directory)
@@ -164,10 +164,10 @@ def parse_override(override: Sequence[str]) -> dict[str, Any]:
 
 
 def _config(
-    raw: Mapping[str, Any], changes: Mapping[str, Any], model: str, heads: Sequence[str]
+    raw: Mapping[str, Any], changes: Mapping[str, Any], model: str, heads: Sequence[str] | None
 ) -> ModelConfig:
     config = _changed(raw, changes)
-    if config.head in heads:
+    if heads is None or config.head in heads:
         return config
     if config.head == "masked-lm":
         raise ConfigError(

@@ -21,7 +21,7 @@ def answers(settings: Predict) -> Iterator[list[dict[str, Any]]]:
     """
     if settings.batch_size < 1:
         raise ConfigError(f"--batch-size {settings.batch_size} must be at least 1")
-    start = resolve_directory(settings.model, any_head=True)
+    start = resolve_directory(settings.model, heads=None)
     task = task_of(start.config, settings.model)
     mesh = parse_mesh(settings.mesh)
     model, params = fmjax.from_pretrained(

@@ -93,6 +93,12 @@ class ClassificationTask(Task):
     def pick(self, output: Any, batch: Mapping[str, Any]) -> Any:
         return output.logits
 
+    def measure(self, prepared: Prepared, outputs: Sequence[Any], thorough: bool) -> Measured:
+        logits = np.stack(outputs)
+        labels = np.asarray(prepared.examples.labels)
+        accuracy = float((logits.argmax(-1) == labels).mean())
+        return Measured({"accuracy": accuracy})
+
     def ask(
         self, table: Table, tokenizer: Any, settings: Predict, max_length: int
     ) -> tuple[Any, Finish]:

@@ -49,7 +49,10 @@ class Predictor:
         self._run = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(
-        self, variables: Any, batches: EvalTaskBatches, advance: Callable[[int], None] = lambda rows: None
+        self,
+        variables: Any,
+        batches: EvalTaskBatches,
+        advance: Callable[[int], None] = lambda rows: None,
     ) -> tuple[list[Any], dict[str, float]]:
         """Results in the order of the examples, and the means of the objective.
 

@@ -11,6 +11,7 @@ import fmjax
 from fmjax import peft
 from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
+from fmjax.data.tasks import eval_task_batches, task_batches
 from fmjax.models.registry import get_family
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.peft.base import Base
@@ -18,8 +19,8 @@ from fmjax.recipes.models import compute_dtype, parse_mesh, resolve_directory
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.inference import Predictor
 from fmjax.recipes.tasks.results import write_results
-from fmjax.recipes.tasks.task import Measured, Prepared, Task
-from fmjax.recipes.tasks.tasks import open_task
+from fmjax.recipes.tasks.task import Measured, Task
+from fmjax.recipes.tasks.tasks import TASKS
 from fmjax.train import EarlyStopping, adamw, fit, layerwise_decay, make_step, schedules
 from fmjax.train.checkpoint import Checkpointer
 from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
@@ -37,13 +38,21 @@ def finetune(settings: FinetuneTask) -> Measured | None:
       The figures on the examples to measure on; None if a signal ended the run early.
     """
     _check(settings)
-    start = resolve_directory(settings.model, any_head=True)
+    start = resolve_directory(settings.model, heads=None)
     mesh = parse_mesh(settings.hardware.mesh)
-    task, train, valid = open_task(settings, start.config, start.tokenizer)
-    for note in (*train.notes, *valid.notes):
-        print(note)
+    seed = settings.optimization.seed
+    task, *examples, notes = TASKS[settings.task].read(settings.examples, seed)
+    longest = settings.examples.max_length
+    limit = min(longest, start.config.position_limit or longest)
+    train, valid = (
+        task.prepare(e, start.tokenizer, limit, settings.examples.stride) for e in examples
+    )
+    print(*notes, f"to train on: {train.note}", f"to measure on: {valid.note}", sep="\n")
+    padding = {"pad_id": start.tokenizer.pad_token_id or 0, "max_length": limit}
+    size = settings.optimization.batch_size
+    batches = task_batches(train.features, size, seed=seed, **padding)
+    held_out = eval_task_batches(valid.features, size, **padding)
     model, variables, spec = _model(settings, task, mesh)
-    batches = task.train_batches(settings, train, start.tokenizer)
     steps = settings.steps(len(train.features))
     rate = _schedule(settings, steps)
     step = make_step(
@@ -55,16 +64,16 @@ def finetune(settings: FinetuneTask) -> Measured | None:
         clip_norm=settings.optimization.clip_norm or None,
         learning_rate=rate,
     )
-    state = step.init(variables, jax.random.key(settings.optimization.seed + 1))
+    state = step.init(variables, jax.random.key(seed + 1))
     trained = tree.count(step.split(state.variables)[0])
     total = tree.count(variables["params"])
     print(f"{trained:,} trained parameters ({trained / total:.2%} of {total:,}), {steps:,} steps")
     del variables
-    predictor = Predictor(model, task.pick, mesh, task.measured_objective(step.objective))
+    predictor = Predictor(model, task.pick, mesh, step.objective)
 
-    def measure(variables: Any, intervals: bool = False) -> Measured:
-        outputs, means = predictor(variables, task.eval_batches(settings, valid, start.tokenizer))
-        found = task.measure(valid, outputs, intervals)
+    def measure(variables: Any, thorough: bool = False) -> Measured:
+        outputs, means = predictor(variables, held_out)
+        found = task.measure(valid, outputs, thorough)
         return dataclasses.replace(found, metrics={**means, **found.metrics})
 
     metric = settings.optimization.metric or task.metric
@@ -100,9 +109,9 @@ def finetune(settings: FinetuneTask) -> Measured | None:
     finally:
         checkpointer.close()
         batches.close()
-    measured = measure(best.variables, intervals=True)
-    _export(settings, task, model, best.variables, spec, start.tokenizer)
-    write_results(settings, task, measured, outcome.best_step)
+    measured = measure(best.variables, thorough=True)
+    _export(settings, task, model, best.variables, spec)
+    write_results(settings, measured, metric, outcome)
     return measured
 
 
@@ -196,9 +205,7 @@ def _schedule(settings: FinetuneTask, steps: int) -> optax.Schedule:
     raise ConfigError(f"no schedule {optimization.schedule!r}; use linear, cosine or constant")
 
 
-def _export(
-    settings: FinetuneTask, task: Task, model: Any, variables: Any, spec: Any, tokenizer: Any
-) -> None:
+def _export(settings: FinetuneTask, task: Task, model: Any, variables: Any, spec: Any) -> None:
     params = variables["params"]
     if spec is not None:
         target = settings.out / "adapter"
@@ -207,4 +214,4 @@ def _export(
         params = peft.merge(model, params, variables["adapter"])
     target = settings.out / "model"
     fmjax.save_pretrained(target, model, params, carry_from=settings.model)
-    task.write_extras(target, settings, tokenizer)
+    task.write_extras(target, model.config, settings.examples)

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from fmjax.data.tasks import Table, leave_out, overlap, stratified_split
@@ -111,6 +112,9 @@ class Task(abc.ABC):
           outputs: what `pick` gave, a row for each feature.
           thorough: with intervals and pictures, at the end of a run.
         """
+
+    def write_extras(self, directory: Path, config: Any, settings: Examples) -> None:
+        """Files of the task beside an exported model; most have none."""
 
     def ask(
         self, table: Table, tokenizer: Any, settings: Predict, max_length: int

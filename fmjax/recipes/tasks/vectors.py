@@ -39,7 +39,7 @@ def write_vectors(settings: Embed) -> None:
     """
     if settings.output.suffix not in (".npy", ".parquet"):
         raise ConfigError(f"--output {settings.output}: end the name in .npy or .parquet")
-    start = resolve_directory(settings.model, any_head=True)
+    start = resolve_directory(settings.model, heads=None)
     tables = list(read_inputs(settings.input, settings.text_column, CHUNK))
     for table in tables:
         table.require(settings.text_column, "--text-column")
