@@ -144,11 +144,7 @@ def parse_override(override: Sequence[str]) -> dict[str, Any]:
 
 def _config(raw: Mapping[str, Any], changes: Mapping[str, Any], model: str) -> ModelConfig:
     base = get_family(raw["model_type"]).config.from_hf(raw)
-    if base.head != ModelConfig.head:
-        raise ConfigError(
-            f"--model {model} is an encoder ({base.model_type}), which does not predict the next "
-            "token; give a decoder such as gpt2, or use the encoder from Python"
-        )
+    _check_predicts(base, model)
     if not changes:
         return base
     values = dict(raw)
@@ -158,7 +154,23 @@ def _config(raw: Mapping[str, Any], changes: Mapping[str, Any], model: str) -> M
         del values["num_key_value_heads"]
     if heads and values.get("head_dim") == base.hidden_size // heads:
         del values["head_dim"]
-    return get_family(raw["model_type"]).config.from_hf(values | changes)
+    changed = get_family(raw["model_type"]).config.from_hf(values | changes)
+    _check_predicts(changed, model)
+    return changed
+
+
+def _check_predicts(config: ModelConfig, model: str) -> None:
+    family = get_family(config.model_type)
+    if ModelConfig.head not in family.architectures:
+        raise ConfigError(
+            f"--model {model} is an encoder ({config.model_type}), which does not predict the next "
+            "token; give a decoder such as gpt2, or use the encoder from Python"
+        )
+    if config.head != ModelConfig.head:
+        raise ConfigError(
+            f"--model {model} is a {family.architecture(config)}, which does not predict the next "
+            f"token; give a {family.architectures[ModelConfig.head]}"
+        )
 
 
 def parse_mesh(text: str) -> jax.sharding.Mesh:
