@@ -46,7 +46,7 @@ def architectures(name: str, heads: tuple[str | None, ...] = DECODER_HEADS) -> A
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadedConfig(ModelConfig):
-    """Base of the configs of families that have several heads.
+    """Base of the configs of families that have several heads; they add `model_type`.
 
     Attributes:
       ARCHITECTURES: model_type → head → the class that transformers names in `architectures`. A
@@ -54,7 +54,6 @@ class HeadedConfig(ModelConfig):
       HEAD_TENSORS: names in the files of what belongs to heads. Files may hold those of another
         head than the one that is built, and lack those of a new one.
       TOKEN_CLASSIFIER: the module that classifies tokens.
-      model_type: a key of `ARCHITECTURES`.
       head: what stands on the hidden states, a key of `ARCHITECTURES[model_type]`; None: nothing.
       id2label: the names of the labels, in order; the classifiers have as many logits.
       problem_type: of sequence classification, one of `PROBLEM_TYPES`; the loss depends on it.
@@ -67,7 +66,6 @@ class HeadedConfig(ModelConfig):
     )
     TOKEN_CLASSIFIER: ClassVar[str] = "score"
 
-    model_type: str
     head: str | None = "causal-lm"
     id2label: tuple[str, ...] = _LABELS
     problem_type: str | None = None
@@ -124,7 +122,7 @@ class HeadedConfig(ModelConfig):
             if named[0].lower() not in heads:
                 raise ConfigError(
                     f"config: architectures names {named[0]}, which is not supported; "
-                    f"fmjax reads {', '.join(known.values())}"
+                    f"fmjax reads {', '.join(known.values())}; choose a head with override"
                 )
             hf["head"] = heads[named[0].lower()]
         # The first says nothing that id2label does not; transformers does not read the second.

@@ -54,7 +54,7 @@ class BertConfig(HeadedConfig):
     pad_token_id: int | None = 0
     bos_token_id: TokenId = None
     eos_token_id: TokenId = None
-    head: str | None = None
+    head: str | None = dataclasses.field(default=None, kw_only=True)
     model_type: str = "bert"
 
     ARCHITECTURES: ClassVar[Mapping[str, Architectures]] = {
