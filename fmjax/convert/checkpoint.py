@@ -174,16 +174,14 @@ def _unfused(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> dict[str, Te
     for row in rows:
         if row.fused is None:
             continue
-        # With or without the name of the base model, as for any tensor.
-        base, _, name = row.fused.hf.partition(".")
-        numbered = re.escape(name).replace(re.escape(LAYER), r"(\d+)")
-        pattern = rf"({base}\.)?{numbered}"
+        names = (re.escape(name) for name in _spellings(row.fused.hf, row))
+        pattern = "|".join(names).replace(re.escape(LAYER), r"(\d+)")
         for whole in tensors.values():
             if not (found := re.fullmatch(pattern, whole.name)):
                 continue
             rest.pop(whole.name, None)
             for expert, part in enumerate(_parts(whole, row)):
-                key = row.hf.format(layer=found[2], expert=expert)
+                key = row.hf.format(layer=found[found.lastindex], expert=expert)
                 if key in rest:
                     raise CheckpointError(
                         f"{whole.file} holds both {key!r} and {whole.name!r}, one parameter twice; "
@@ -217,9 +215,14 @@ def _fits(target: Target, found: Sequence[Tensor | None]) -> bool:
     return all(t is not None and t.shape == target.file_shape for t in found)
 
 
+def _spellings(name: str, row: Row) -> list[str]:
+    """The names under which files may hold a tensor of this row, its own first."""
+    others = row.aliases(name) if row.aliases else ()
+    return list(dict.fromkeys([name, name.partition(".")[2], *others]))
+
+
 def _take(rest: dict[str, Tensor], key: str, row: Row) -> Tensor | None:
-    spellings = [key, key.partition(".")[2], *(row.aliases(key) if row.aliases else ())]
-    hits = [name for name in dict.fromkeys(spellings) if name in rest]
+    hits = [name for name in _spellings(key, row) if name in rest]
     if len(hits) > 1:
         raise CheckpointError(
             f"{rest[hits[0]].file} holds both {hits[0]!r} and {hits[1]!r}, one parameter twice; "
