@@ -120,7 +120,7 @@ def fit(
                 checkpointer=checkpointer,
                 loggers=loggers,
                 display=display,
-                meter=Meter(steps, flops_per_step, devices),
+                meter=Meter(steps, flops_per_step, devices, step.unit),
             )
             if first and run.due(eval_every) and not checkpointer.metrics(first):
                 # A signal came at this step, and saving went before the evaluation.

@@ -57,6 +57,7 @@ class Run:
         self.metrics: dict[str, float] = dict(self._evaluation or {})
         self._pending: dict[str, Any] | None = None
         self._saved: int | None = self.number
+        self._rows = 0  # of the newest global batch
         self.improved = False
         self.ended: str | None = "steps" if self.number >= steps else None
         if watch is not None and watch.over:
@@ -71,6 +72,7 @@ class Run:
             return False
         self.state, metrics = self.step(self.state, batch)
         self.flush()
+        self._rows = len(next(iter(batch.values()))) * jax.process_count()
         self.number += 1
         self._pending, self._evaluation, self.improved = metrics, None, False
         return True
@@ -92,7 +94,7 @@ class Run:
         metrics = {name: float(x) for name, x in jax.device_get(self._pending).items()}
         self._pending = None
         self.metrics |= metrics
-        self.meter.count(self.number, metrics["tokens"])
+        self.meter.count(self.number, metrics.get("tokens", self._rows))
         if self.number % self.log_every == 0 or self.number == self.steps:
             metrics |= self.meter.report(self.number)
             self.display.step(self.number, metrics)

@@ -36,7 +36,8 @@ TRAIN_ADAPTER: PathRules = (
 class Objective(Protocol):
     """A pair of pure functions. `decomposes = False` says that a batch cannot be cut in parts.
 
-    An objective may also have `summarize(means) → means`, applied to the means of an evaluation.
+    An objective may also have `summarize(means) → means`, applied to the means of an evaluation,
+    and `unit`, "tokens" unless it says "examples": what the speed of a run is measured in.
     """
 
     def init(self, variables: Any) -> Any: ...
@@ -64,6 +65,11 @@ class Step:
     def __post_init__(self) -> None:
         self._updates: dict[Any, Callable[..., Any]] = {}
         self._evaluate = jax.jit(self._sums)
+
+    @property
+    def unit(self) -> str:
+        """What the objective's batches are made of: "tokens" or "examples"."""
+        return getattr(self.objective, "unit", "tokens")
 
     # State.
 
@@ -157,7 +163,7 @@ class Step:
 
         Returns:
           The next state, and f32 scalars left on the device: loss, grad_norm (before clipping),
-          tokens (the batch's weight), learning_rate where a schedule is known, skipped (updates so
+          tokens (the batch's weight; called weight where it counts no tokens), learning_rate where a schedule is known, skipped (updates so
           far that were not finite), and the objective's own.
         """
         update, arguments, frozen = self._prepare(state, batch)
@@ -228,7 +234,7 @@ class Step:
         now_skipped = skipped + (~finite).astype(jnp.int32)
         metrics = {"loss": sums["loss"] / weight}
         metrics |= {name: total / w for name, (total, w) in sums["metrics"].items()}
-        metrics |= {"grad_norm": norm, "tokens": weight}
+        metrics |= {"grad_norm": norm, "tokens" if self.unit == "tokens" else "weight": weight}
         if self.learning_rate is not None:
             rate = self.learning_rate
             metrics["learning_rate"] = rate(step - skipped) if callable(rate) else rate
