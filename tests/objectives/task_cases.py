@@ -133,12 +133,13 @@ def update(apply, objective, params, batch, **options):
     return jax.device_get((state.variables["params"], metrics))
 
 
-def same_update(apply, objective, params, batch, **options):
-    """One step with `options` (accumulate, mesh) is the step without."""
+def same_update(apply, objective, params, batch, *variants):
+    """One step with each variant's options (accumulate, mesh) is the step without."""
     one, metrics = update(apply, objective, params, batch)
-    other, again = update(apply, objective, params, batch, **options)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=ATOL), one, other)
-    assert metrics.keys() == again.keys()
-    for name in metrics:
-        np.testing.assert_allclose(metrics[name], again[name], rtol=ATOL, err_msg=name)
+    for options in variants:
+        other, again = update(apply, objective, params, batch, **options)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=ATOL), one, other)
+        assert metrics.keys() == again.keys()
+        for name in metrics:
+            np.testing.assert_allclose(metrics[name], again[name], rtol=ATOL, err_msg=name)
     assert np.abs(one["table"] - params["table"]).max() > 1e-4

@@ -100,8 +100,8 @@ def test_accumulation_and_a_mesh_give_the_same_update():
         "end_positions": np.array([0, 2, 5, 3, 4, 9, 0, 4], np.int32),
         "example_weight": np.array([1, 1, 1, 0, 2, 1, 0, 1], np.float32),
     }
-    same_update(apply, QuestionAnswering(), toy_params(2), batch, accumulate=2)
-    same_update(apply, QuestionAnswering(), toy_params(2), batch, mesh=fmjax.make_mesh(data=8))
+    variants = {"accumulate": 2}, {"mesh": fmjax.make_mesh(data=8)}
+    same_update(apply, QuestionAnswering(), toy_params(2), batch, *variants)
 
 
 def test_what_does_not_fit_is_named():
