@@ -60,18 +60,17 @@ class CausalLM(Stateless):
         as it reads all logits once more.
       router_loss: adds router_loss · `load_balancing_loss`, for models with `router_logits`.
       router_z_loss: adds router_z_loss · `fmjax.objectives.router.router_z_loss`.
-      router_metrics: report `router_statistics` of the model's routers. None: where a router loss
-        is set, as their router_logits are there already.
       experts_per_token: K of that model. Router losses and statistics are means over the tokens of
         a (micro)batch, so accumulation averages them.
+      router_metrics: report `router_statistics` of that model. None: where a router loss is set.
     """
 
     z_loss: float = 0.0
     accuracy: bool | None = None
     router_loss: float = 0.0
     router_z_loss: float = 0.0
-    router_metrics: bool | None = None
     experts_per_token: int = 2
+    router_metrics: bool | None = None
 
     def loss(
         self,

@@ -123,35 +123,35 @@ class SentenceEmbedding(Stateless):
         # In full f32, also on TPUs: the temperature amplifies rounding.
         scores = jnp.matmul(vectors_BKD[:, 0], candidates.T, precision="highest")
         scores = constrain(scores / self.temperature, ("batch", None))  # [B, (K-1)·B]
-        kin = jnp.zeros(scores.shape, bool)
+        same = jnp.zeros(scores.shape, bool)
         if self.mask_duplicates:
-            kin = same_meaning(batch["input_ids"], batch.get("attention_mask"))
+            same = duplicates(batch["input_ids"], batch.get("attention_mask"))
         own, real = jnp.arange(B), rows != 0
-        scores, all_scores = _negatives(scores, kin, jnp.tile(real, K - 1)), scores
-        losses, _ = nll_and_logsumexp(scores, own)
+        choice = _among_negatives(scores, same, jnp.tile(real, K - 1))
+        losses, _ = nll_and_logsumexp(choice, own)
         if self.symmetric:
-            back = _negatives(all_scores[:, :B].T, kin[:, :B].T, real)
+            back = _among_negatives(scores[:, :B].T, same[:, :B].T, real)
             losses = (losses + nll_and_logsumexp(back, own)[0]) / 2
         loss_sum, weight = jnp.sum(losses * rows), jnp.sum(rows)
-        right = jnp.sum(is_top(scores, own) * rows)
+        right = jnp.sum(is_top(choice, own) * rows)
         return loss_sum, weight, {"loss": (loss_sum, weight), "accuracy": (right, weight)}
 
 
-def _negatives(scores: jax.Array, kin: jax.Array, real: jax.Array) -> jax.Array:
-    """−∞ where column j is no negative of row i: their kin, or filling; never where i = j."""
+def _among_negatives(scores: jax.Array, same: jax.Array, real: jax.Array) -> jax.Array:
+    """Scores [M, N], −∞ where column j is neither row i's own (i = j) nor a negative of it."""
     own = jnp.eye(*scores.shape, dtype=bool)
-    return jnp.where(own | (real & ~kin), scores, -jnp.inf)
+    return jnp.where(own | (real & ~same), scores, -jnp.inf)
 
 
-def same_meaning(input_ids: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
-    """Which candidates say what an anchor or its positive says, by their tokens.
+def duplicates(input_ids: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
+    """Which candidates are no negatives of which anchors, see `mask_duplicates`.
 
     Args:
       input_ids, attention_mask: i32[B, K, T], the anchor, its positive, hard negatives.
 
     Returns:
-      bool [B, (K-1)·B], in the order of the candidates (all positives first). The first B columns
-      are symmetric in meaning: also which anchors a positive is not to be kept from.
+      bool [B, (K-1)·B], candidates in the order of the scores: all positives, all first negatives,
+      …. An anchor and a positive that are no negatives of each other are so in both directions.
     """
     B, K, T = input_ids.shape
     tokens = input_ids if attention_mask is None else jnp.where(attention_mask != 0, input_ids, -1)

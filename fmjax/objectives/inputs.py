@@ -24,6 +24,7 @@ class Stateless:
     """An objective that keeps nothing but the variables between steps."""
 
     def init(self, variables: Any) -> dict[str, Any]:
+        """No state."""
         return {}
 
 
