@@ -43,8 +43,12 @@ def read_classes(
 
 
 def _plain(value: Any) -> Any:
-    """A value of numpy's as one of Python's."""
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+    """A value of TFDS's as one of Python's, inside lists too."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
 def _name(table: Table, i: int, column: str, label: Any) -> str:
