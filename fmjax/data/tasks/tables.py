@@ -91,8 +91,12 @@ class Table:
         """Such as "train.tsv, line 12": the physical line at which row `i` begins."""
         return self.origin.where(i)
 
-    def require(self, column: str) -> None:
-        """Raises DataError, with the columns that there are, if there is no such column."""
+    def require(self, column: str, option: str = "") -> None:
+        """Raises DataError, with the columns that there are, if there is no such column.
+
+        Args:
+          option: what the column was named with, for the remedy.
+        """
         if column in self.columns:
             return
         name = self.origin.name
@@ -104,7 +108,7 @@ class Table:
         elif like:
             hint = f'did you mean "{like[0]}"?'
         else:
-            hint = "name one of them"
+            hint = "name one of them" + (f" with {option}" if option else "")
             if name.removesuffix(".gz").endswith((".tsv", ".csv")):
                 hint += "; the first line must be a header"
         raise DataError(f'{name}: no column "{column}"; it has {", ".join(self.columns)}; {hint}')

@@ -120,6 +120,8 @@ def test_what_is_left_out_is_counted(tmp_path):
     assert str(less.report) == (
         "2 of 7 rows; left out: 1 also in the test data; 2 with conflicting labels; 2 repeated"
     )
+    part = leave_out(data.select([0, 1, 2]), {"repeated": [2]})  # a part counts itself alone
+    assert str(part.report) == "2 of 3 rows; left out: 1 repeated"
     again = leave_out(less, {"repeated": [0]})
     assert again.report.dropped["repeated"] == 3 and again.report.kept == len(again) == 1
     with pytest.raises(DataError, match="no row would be left: 0 of 7 rows; left out"):

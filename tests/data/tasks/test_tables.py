@@ -76,6 +76,12 @@ def test_bad_files(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_remedy_names_the_option(tmp_path):
+    table = read_table(write(tmp_path / "a.jsonl", '{"body": "x"}'))
+    with pytest.raises(DataError, match="it has body; name one of them with --text-column$"):
+        table.require("text", "--text-column")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -88,6 +94,17 @@ def test_bad_files(tmp_path, name, content, message):
 def test_bad_texts(tmp_path, row, message):
     table = read_table(write(tmp_path / "a.jsonl", '{"text": "x"}\n' + row), ["text"])
     with pytest.raises(DataError, match=message):
+        table.texts("text")
+
+
+@pytest.mark.parametrize("content", ["text\tb\nx\t1\n\t\n", "text\tb\nx\t1\n \n\t2\n"])
+def test_rows_of_nothing_are_no_blank_lines(tmp_path, content):
+    table = read_table(write(tmp_path / "a.tsv", content))
+    assert len(table) == 2
+    with pytest.raises(DataError, match=f"line {content.count(chr(10))}: the text .* is empty"):
+        table.texts("text")
+    table = read_table(write(tmp_path / "a.csv", 'text\nx\n\n""\n'))
+    with pytest.raises(DataError, match="a.csv, line 4: the text .* is empty"):
         table.texts("text")
 
 
