@@ -1,0 +1,28 @@
+"""Labelled data: readers, splits, features and batches for the tasks that models are adapted to.
+
+Names are loaded on first use, as in `fmjax.data`.
+"""
+
+import importlib
+
+_HOME = {
+    "Origin": "tables",
+    "Report": "tables",
+    "Table": "tables",
+    "read_table": "tables",
+    "split_of": "tables",
+    "EvalTaskBatches": "batches",
+    "eval_task_batches": "batches",
+    "task_batches": "batches",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"fmjax.data.tasks.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
