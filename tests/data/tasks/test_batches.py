@@ -249,6 +249,13 @@ def test_several_texts_an_example():
         ),
         ([{"input_ids": [1], "labels": 1}, {"input_ids": [1]}], {}, 'nothing as "labels"'),
         ([{"input_ids": [[1], [1]]}, {"input_ids": [[1]]}], {}, "a list of tokens as"),
+        ([{"input_ids": [1], "id": "x7"}], {}, "example 0 has \"id\"='x7'; a field is a number"),
+        (
+            [{"input_ids": [1], "spans": [[1], [1, 2]]}],
+            {},
+            r'"spans"=\[\[1\], \[1, 2\]\]; a field is',
+        ),
+        ([{"input_ids": [1], "spans": [[1, 2]]}], {}, "a field is a number, a list of integers"),
         (FEATURES, {"batch_size": 0}, "batch_size=0 must be at least 1"),
         (FEATURES, {"epochs": 0}, "epochs=0 must be at least 1"),
         (FEATURES, {"prefetch": -1}, "prefetch=-1"),
