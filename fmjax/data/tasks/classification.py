@@ -44,13 +44,14 @@ class Classification:
         return list(zip(*[c for c in (self.texts, self.pairs) if c is not None], strict=True))
 
     def select(self, indices: Sequence[int]) -> "Classification":
-        """These examples, in this order; the report stays that of the reading."""
+        """These examples, in this order, with a report of their own; see `leave_out`."""
         return dataclasses.replace(
             self,
             texts=[self.texts[i] for i in indices],
             pairs=None if self.pairs is None else [self.pairs[i] for i in indices],
             labels=[self.labels[i] for i in indices],
             origin=self.origin.select(indices),
+            report=Report(len(indices)),
         )
 
 

@@ -11,6 +11,8 @@ from fmjax.data.tasks.collate import Feature
 from fmjax.data.tasks.labels import MULTI
 from fmjax.data.tasks.pairs import Pairs
 
+_CHUNK = 1024  # texts handed to the tokenizer at a time; their offsets are not kept
+
 
 @dataclasses.dataclass(frozen=True)
 class Features(Sequence[Feature]):
@@ -49,34 +51,42 @@ def text_features(
     max_length: int,
     pairs: Sequence[str] | None = None,
     *,
+    token_types: bool = True,
     names: Sequence[str] | None = None,
 ) -> Features:
     """Features without labels: `input_ids`, and `token_type_ids` of pairs.
 
     `token_type_ids` are there only where the tokenizer gives the second text a type of its own
-    (BERT's does, RoBERTa's does not).
+    (BERT's does, RoBERTa's does not) and the model knows them.
 
     Args:
       tokenizer: as `encode` takes.
       max_length: most tokens of a text, or of a pair together; the longer text is cut first.
       pairs: the second text of each.
+      token_types: False for a model without them, such as LLaMA, whatever its tokenizer says.
       names: what errors call each text; default "text 0" and so on.
 
     Raises:
       DataError: a text of which the tokenizer makes no token.
     """
-    encodings = encode_batch(tokenizer, texts, pairs, max_length)
-    for i, encoding in enumerate(encodings):
-        if all(source is None for source in encoding.sequence_ids):
-            name = f"text {i}" if names is None else names[i]
-            raise DataError(
-                f"{name}: the tokenizer makes no token of this text; correct it or remove the row"
-            )
-    typed = pairs is not None and any(1 in encoding.type_ids for encoding in encodings)
-    examples: list[Feature] = [
-        {"input_ids": e.ids} | ({"token_type_ids": e.type_ids} if typed else {}) for e in encodings
-    ]
-    truncated = _truncated(encodings, texts, pairs, tokenizer, max_length)
+    examples: list[dict[str, Any]] = []
+    truncated = 0
+    for start in range(0, len(texts), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        some = texts[part], None if pairs is None else pairs[part]
+        encodings = encode_batch(tokenizer, *some, max_length)
+        truncated += _truncated(encodings, *some, tokenizer, max_length)
+        for encoding in encodings:
+            if all(source is None for source in encoding.sequence_ids):
+                name = names[len(examples)] if names else f"text {len(examples)}"
+                raise DataError(
+                    f"{name}: the tokenizer makes no token of this text; correct it or remove the "
+                    "row"
+                )
+            examples.append({"input_ids": encoding.ids, "token_type_ids": encoding.type_ids})
+    if not token_types or not any(1 in example["token_type_ids"] for example in examples):
+        for example in examples:
+            del example["token_type_ids"]
     return Features(examples, len(texts), truncated, max_length)
 
 
@@ -97,14 +107,18 @@ def _truncated(
     return sum(len(encoding) > max_length for encoding in again)
 
 
-def classification_features(data: Classification, tokenizer: Any, max_length: int) -> Features:
+def classification_features(
+    data: Classification, tokenizer: Any, max_length: int, *, token_types: bool = True
+) -> Features:
     """`text_features` with `labels`: an int, or one float or N floats.
 
     Raises:
       DataError: a text of which the tokenizer makes no token; names file and line.
     """
     names = [data.where(i) for i in range(len(data))]
-    features = text_features(data.texts, tokenizer, max_length, data.pairs, names=names)
+    features = text_features(
+        data.texts, tokenizer, max_length, data.pairs, token_types=token_types, names=names
+    )
     labels: Sequence[Any] = data.labels
     if data.problem_type == MULTI:
         labels = [[float(on) for on in row] for row in data.labels]
@@ -116,7 +130,7 @@ def classification_features(data: Classification, tokenizer: Any, max_length: in
 
 
 def pair_features(data: Pairs, tokenizer: Any, max_length: int) -> Features:
-    """`input_ids` of K texts an example: anchor, positive and hard negatives; `labels`: the score.
+    """`input_ids` of K texts an example: anchor, positive, hard negatives; `labels`: the score.
 
     Raises:
       DataError: a text of which the tokenizer makes no token; names file and line.

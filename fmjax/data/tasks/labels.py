@@ -7,8 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from fmjax.core.errors import DataError
 from fmjax.data.tasks.tables import Table
 
@@ -25,7 +23,7 @@ def read_classes(
     """The classes of each row, as indices, and their names; see `read_classification`."""
     found = []
     for i in range(len(table)):
-        value = _plain(table.value(i, column))
+        value = table.value(i, column)
         if multi:
             if isinstance(value, str):
                 value = value.split(SEPARATOR) if value.strip() else []
@@ -40,11 +38,6 @@ def read_classes(
             if name not in index:
                 raise _unknown(table, i, column, name, names)
     return [[index[name] for name in row] for row in found], names
-
-
-def _plain(value: Any) -> Any:
-    """A value of numpy's as one of Python's."""
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def _name(table: Table, i: int, column: str, label: Any) -> str:
@@ -135,7 +128,7 @@ def read_numbers(
     """The numbers of each row, and what they are called; see `read_classification`."""
     rows = []
     for i in range(len(table)):
-        value = _plain(table.value(i, column))
+        value = table.value(i, column)
         values = value if isinstance(value, list) and value else [value]
         rows.append([_number(table, i, column, v) for v in values])
         if len(rows[i]) != len(rows[0]):

@@ -50,13 +50,15 @@ class Pairs:
         return list(zip(self.anchors, self.positives, strict=True))
 
     def select(self, indices: Sequence[int]) -> "Pairs":
-        """These pairs, in this order; the report stays that of the reading."""
+        """These pairs, in this order, with a report of their own; see `leave_out`."""
         chosen = {
             field: [column[i] for i in indices]
             for field in ("anchors", "positives", "negatives", "scores")
             if (column := getattr(self, field)) is not None
         }
-        return dataclasses.replace(self, origin=self.origin.select(indices), **chosen)
+        return dataclasses.replace(
+            self, origin=self.origin.select(indices), report=Report(len(indices)), **chosen
+        )
 
 
 def read_pairs(
@@ -94,8 +96,8 @@ def read_pairs(
     table = read_table(name)
     if (anchor_column, positive_column) == ("anchor", "positive"):
         anchor_column, positive_column = _columns(table)
-    table.require(anchor_column)
-    table.require(positive_column)
+    table.require(anchor_column, "anchor_column")
+    table.require(positive_column, "positive_column")
     if score_column is None and anchor_column == "sentence1" and "score" in table.columns:
         score_column = "score"
     if negative_column is None and score_column is None and "negative" in table.columns:

@@ -11,6 +11,7 @@ from fmjax.core.errors import DataError
 from fmjax.data.corpora import load_corpus, sentiment
 from fmjax.data.sources import TfdsSource
 from fmjax.data.tasks.formats import read_rows
+from fmjax.data.tasks.values import plain
 
 CORPUS = "movie_reviews"
 SENTIMENT = ("negative", "positive")
@@ -66,7 +67,7 @@ class Table:
     """Rows as dicts.
 
     Attributes:
-      rows: column → value: str in TSV and CSV, any JSON value in JSON lines, what TFDS gives.
+      rows: column → value: str in TSV and CSV, any JSON value in JSON lines and of TFDS.
       columns: of the header; of all rows together in JSON lines.
       origin: where each row is.
       class_names: names behind the integers of a column (TFDS's ClassLabel).
@@ -91,8 +92,12 @@ class Table:
         """Such as "train.tsv, line 12": the physical line at which row `i` begins."""
         return self.origin.where(i)
 
-    def require(self, column: str) -> None:
-        """Raises DataError, with the columns that there are, if there is no such column."""
+    def require(self, column: str, option: str = "") -> None:
+        """Raises DataError, with the columns that there are, if there is no such column.
+
+        Args:
+          option: what the column was named with, for the remedy.
+        """
         if column in self.columns:
             return
         name = self.origin.name
@@ -104,7 +109,7 @@ class Table:
         elif like:
             hint = f'did you mean "{like[0]}"?'
         else:
-            hint = "name one of them"
+            hint = "name one of them" + (f" with {option}" if option else "")
             if name.removesuffix(".gz").endswith((".tsv", ".csv")):
                 hint += "; the first line must be a header"
         raise DataError(f'{name}: no column "{column}"; it has {", ".join(self.columns)}; {hint}')
@@ -196,7 +201,7 @@ def read_table(name: str | Path, columns: Sequence[str] = ()) -> Table:
 def _tfds(name: str, split: str) -> Table:
     bare = name.removeprefix("tfds:")
     source = TfdsSource(bare, split)
-    rows = [source[i] for i in range(len(source))]
+    rows = [plain(source[i]) for i in range(len(source))]
     origin = Origin(f"{name}:{split}", range(len(rows)), "example")
     return Table(rows, tuple(rows[0]), origin, source.class_names)
 
