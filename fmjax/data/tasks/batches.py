@@ -69,6 +69,7 @@ def task_batches(
     max_length: int | None = None,
     seed: int = 0,
     shuffle: bool = True,
+    group_by_length: bool = False,
     epochs: int | None = None,
     length_buckets: Sequence[int] = LENGTH_BUCKETS,
     pad_multiple: int = 1,
@@ -91,6 +92,8 @@ def task_batches(
       max_length: the largest T; default is the longest example.
       seed: of the shuffle.
       shuffle: False keeps the order of `features`.
+      group_by_length: puts examples of like lengths into a batch, which saves padding: each 50 · B
+        of the shuffled examples are sorted by length, and the batches shuffled.
       epochs: passes over the data; None repeats for ever.
       length_buckets: values of T below `max_length`; each batch has the smallest that holds its
         longest row, so that few shapes are compiled.
@@ -111,6 +114,8 @@ def task_batches(
     share = process_share(batch_size, process_index, process_count)
     if prefetch < 0:
         raise DataError(f"prefetch={prefetch} must be 0 or more")
+    if group_by_length and not shuffle:
+        raise DataError("group_by_length=True changes the order; leave out shuffle=False")
     table = FeatureTable(
         features, pad_id=pad_id, max_length=max_length, length_buckets=length_buckets,
         pad_multiple=pad_multiple,
@@ -118,21 +123,40 @@ def task_batches(
     n = len(table)
     shuffle_seed = derived_seed(seed, "examples")
 
-    # Two epochs are in flight where one ends. RandomState's streams are frozen by numpy, so that a
-    # resumed run sees the same order after an upgrade.
+    # Two epochs are in flight where one ends.
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
         if not shuffle:
             return np.arange(n)
-        return np.random.RandomState([shuffle_seed, epoch]).permutation(n)
+        # RandomState's streams are frozen by numpy, so that a resumed run sees the same order
+        # after an upgrade.
+        random = np.random.RandomState([shuffle_seed, epoch])
+        examples = random.permutation(n)
+        if group_by_length:
+            begun = -epoch * n % batch_size  # rows that the last batch of the epoch before lacks
+            examples[begun:] = _grouped(examples[begun:], table.lengths, batch_size, random)
+        return examples
 
     settings = {
-        "batch_size": batch_size, "seed": seed, "shuffle": shuffle, "epochs": epochs,
-        "length_buckets": table.buckets, "pad_id": pad_id, "examples": n,
-        "checksum": table.checksum(),
+        "batch_size": batch_size, "seed": seed, "shuffle": shuffle,
+        "group_by_length": group_by_length, "epochs": epochs, "length_buckets": table.buckets,
+        "pad_id": pad_id, "examples": n, "checksum": table.checksum(),
     }  # fmt: skip
     batches = _Batches(table, order, epochs, batch_size, share)
     return TextBatches(batches.read(prefetch), settings)
+
+
+def _grouped(
+    examples: np.ndarray, lengths: np.ndarray, batch_size: int, random: np.random.RandomState
+) -> np.ndarray:
+    """Examples with like lengths side by side in batches, which are in random order."""
+    window = 50 * batch_size
+    parts = [examples[i : i + window] for i in range(0, len(examples), window)]
+    parts = [part[np.argsort(lengths[part], kind="stable")] for part in parts]
+    batches = [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
+    full = len(examples) // batch_size
+    ordered = [*(batches[k] for k in random.permutation(full)), *batches[full:]]
+    return np.concatenate(ordered) if ordered else examples
 
 
 class EvalTaskBatches:

@@ -139,11 +139,8 @@ def _row(feature: Feature, i: int) -> _Row:
     for field, value in feature.items():
         if nested and field in ("input_ids", "token_type_ids"):
             row[field] = [np.asarray(tokens, np.int32) for tokens in value]
-            continue
-        array = np.asarray(value)
-        integer = array.dtype.kind in "iub"
-        array = array.astype(np.int32 if integer else np.float32)
-        row[field] = [array] if integer and array.ndim == 1 else array
+        else:
+            row[field] = _values(value, field, i)
     sizes = [len(tokens) for tokens in row["input_ids"]]
     for field, value in row.items():
         if isinstance(value, list) and [len(tokens) for tokens in value] != sizes:
@@ -152,6 +149,22 @@ def _row(feature: Feature, i: int) -> _Row:
                 "tokens; give one integer a token, or floats for values of the whole example"
             )
     return row
+
+
+def _values(value: Any, field: str, i: int) -> Any:
+    """[i32[t]] of a list of integers; else i32[], f32[] or f32[N]."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of unlike lengths
+        array = np.array(None)
+    if array.dtype.kind not in "iubf" or array.ndim > 1:
+        raise DataError(
+            f'example {i} has "{field}"={value!r:.40}; a field is a number, a list of integers '
+            "(one a token) or a list of floats"
+        )
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    return [array.astype(np.int32)] if array.ndim else array.astype(np.int32)
 
 
 def _kind(value: Any) -> str:

@@ -61,7 +61,7 @@ def _csv(text: str, name: str, delimiter: str) -> Iterator[tuple[int, list[str]]
     start = 1
     try:
         for fields in reader:
-            if fields and (len(fields) > 1 or fields[0].strip()):
+            if fields:  # a blank line has none
                 yield start, fields
             start = reader.line_num + 1
     except csv.Error as e:
@@ -73,7 +73,7 @@ def _csv(text: str, name: str, delimiter: str) -> Iterator[tuple[int, list[str]]
 
 def _tsv(text: str) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
+        if line.strip(" "):  # tabs alone are a row of empty fields
             yield number, [_unquote(field) for field in line.split("\t")]
 
 

@@ -11,6 +11,7 @@ from fmjax.core.errors import DataError
 from fmjax.data.corpora import load_corpus, sentiment
 from fmjax.data.sources import TfdsSource
 from fmjax.data.tasks.formats import read_rows
+from fmjax.data.tasks.values import plain
 
 CORPUS = "movie_reviews"
 SENTIMENT = ("negative", "positive")
@@ -66,22 +67,23 @@ class Table:
     """Rows as dicts.
 
     Attributes:
-      rows: column → value: str in TSV and CSV, any JSON value in JSON lines, what TFDS gives.
+      rows: column → value: str in TSV and CSV, any JSON value in JSON lines and of TFDS.
       columns: of the header; of all rows together in JSON lines.
       origin: where each row is.
       class_names: names behind the integers of a column (TFDS's ClassLabel).
-      report: rows left out.
+      dropped: reason → rows left out.
     """
 
     rows: list[dict[str, Any]]
     columns: tuple[str, ...]
     origin: Origin
     class_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    report: Report | None = None
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
-        if self.report is None:
-            object.__setattr__(self, "report", Report(len(self.rows)))
+    @property
+    def report(self) -> Report:
+        """Rows read and left out."""
+        return Report(len(self.rows) + sum(self.dropped.values()), self.dropped)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,7 +96,7 @@ class Table:
         """Raises DataError, with the columns that there are, if there is no such column.
 
         Args:
-          option: the argument that named the column, for the remedy.
+          option: what the column was named with, for the remedy.
         """
         if column in self.columns:
             return
@@ -107,7 +109,7 @@ class Table:
         elif like:
             hint = f'did you mean "{like[0]}"?'
         else:
-            hint = "name one of them" + (f" with {option}=" if option else "")
+            hint = "name one of them" + (f" with {option}" if option else "")
             if name.removesuffix(".gz").endswith((".tsv", ".csv")):
                 hint += "; the first line must be a header"
         raise DataError(f'{name}: no column "{column}"; it has {", ".join(self.columns)}; {hint}')
@@ -199,7 +201,7 @@ def read_table(name: str | Path, columns: Sequence[str] = ()) -> Table:
 def _tfds(name: str, split: str) -> Table:
     bare = name.removeprefix("tfds:")
     source = TfdsSource(bare, split)
-    rows = [source[i] for i in range(len(source))]
+    rows = [plain(source[i]) for i in range(len(source))]
     origin = Origin(f"{name}:{split}", range(len(rows)), "example")
     return Table(rows, tuple(rows[0]), origin, source.class_names)
 
@@ -207,10 +209,10 @@ def _tfds(name: str, split: str) -> Table:
 def _movie_reviews(split: str, drop_neutral: bool) -> Table:
     examples = [{**e, "row": i} for i, e in enumerate(load_corpus(CORPUS, split))]
     columns: tuple[str, ...] = ("text", "rating")
-    report = Report(len(examples))
+    dropped = {}
     if drop_neutral:
-        examples = [{**e, "label": SENTIMENT[e["label"]]} for e in sentiment(examples)]
-        columns += ("label",)
-        report = report.and_dropped({NEUTRAL: report.read - len(examples)})
+        rated = [{**e, "label": SENTIMENT[e["label"]]} for e in sentiment(examples)]
+        dropped[NEUTRAL] = len(examples) - len(rated)
+        examples, columns = rated, ("text", "rating", "label")
     origin = Origin(f"{CORPUS}:{split}", [e.pop("row") for e in examples], "example")
-    return Table(examples, columns, origin, report=report)
+    return Table(examples, columns, origin, dropped=dropped)

@@ -94,9 +94,35 @@ def test_lengths_are_buckets():
     assert {b["input_ids"].shape[1] for b in rounded} == {6, 12, 18}
 
 
+def test_grouped_by_length():
+    """Every example once an epoch still; batches within an epoch are of neighbours in length."""
+    n = 42
+    features = [{"input_ids": [100 + i] * (1 + i * 5 % n)} for i in range(n)]
+    options = {"max_length": 64, "length_buckets": range(1, 64), "group_by_length": True}
+    batches = take(make(features, **options), n)  # B epochs
+    rows = examples(batches)
+    epochs = [rows[i * n : (i + 1) * n] for i in range(B)]
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+    spans = [np.ptp(b["attention_mask"].sum(axis=1)) for b in batches]
+    across = sum(span > 5 for span in spans)  # those with rows of two epochs, and epochs' remains
+    assert across <= B + 1
+    widths = [b["input_ids"].shape[1] for b in batches]
+    assert widths != sorted(widths) and widths != sorted(widths, reverse=True)
+    padded, plain = (
+        sum(b["input_ids"].size for b in take(make(features, **options | other), n))
+        for other in ({}, {"group_by_length": False})
+    )
+    assert padded < 0.8 * plain
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"shuffle": False, "prefetch": 0}, {"epochs": 7}, {"batch_size": 16}], ids=str
-)
+    "options",
+    [
+        {}, {"shuffle": False, "prefetch": 0}, {"epochs": 7}, {"batch_size": 16},
+        {"group_by_length": True}, {"group_by_length": True, "batch_size": 16},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_resumes_exactly(options):
     whole = take(make(**options), 17)
     for stop in (0, 1, 3, 5):
@@ -223,9 +249,17 @@ def test_several_texts_an_example():
         ),
         ([{"input_ids": [1], "labels": 1}, {"input_ids": [1]}], {}, 'nothing as "labels"'),
         ([{"input_ids": [[1], [1]]}, {"input_ids": [[1]]}], {}, "a list of tokens as"),
+        ([{"input_ids": [1], "id": "x7"}], {}, "example 0 has \"id\"='x7'; a field is a number"),
+        (
+            [{"input_ids": [1], "spans": [[1], [1, 2]]}],
+            {},
+            r'"spans"=\[\[1\], \[1, 2\]\]; a field is',
+        ),
+        ([{"input_ids": [1], "spans": [[1, 2]]}], {}, "a field is a number, a list of integers"),
         (FEATURES, {"batch_size": 0}, "batch_size=0 must be at least 1"),
         (FEATURES, {"epochs": 0}, "epochs=0 must be at least 1"),
         (FEATURES, {"prefetch": -1}, "prefetch=-1"),
+        (FEATURES, {"group_by_length": True, "shuffle": False}, "leave out shuffle=False"),
         (FEATURES, {"length_buckets": (0,)}, "must be at least 1"),
         (FEATURES, {"pad_multiple": 0}, "must be at least 1"),
         (FEATURES, {"process_index": 0, "process_count": 3}, "does not divide by 3"),
@@ -234,6 +268,6 @@ def test_several_texts_an_example():
 def test_bad_features_and_arguments(features, options, message):
     with pytest.raises(DataError, match=message):
         make(features, **options)
-    if "epochs" not in options:
+    if "epochs" not in options and "shuffle" not in options:
         with pytest.raises(DataError, match=message):
             evaluation(features, **options)
