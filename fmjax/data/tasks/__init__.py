@@ -30,6 +30,23 @@ _HOME = {
     "EvalTaskBatches": "batches",
     "eval_task_batches": "batches",
     "task_batches": "batches",
+    "Entity": "schemes",
+    "entities": "schemes",
+    "Tagging": "tagging",
+    "read_tagging": "tagging",
+    "TaggingFeatures": "token_labels",
+    "WordTags": "token_labels",
+    "entity_spans": "token_labels",
+    "split_words": "token_labels",
+    "tagging_features": "token_labels",
+    "word_tags": "token_labels",
+    "Questions": "questions",
+    "read_questions": "questions",
+    "Answer": "answer_spans",
+    "QuestionFeatures": "answer_spans",
+    "Span": "answer_spans",
+    "best_spans": "answer_spans",
+    "question_features": "answer_spans",
 }
 __all__ = sorted(_HOME)
 

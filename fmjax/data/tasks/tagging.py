@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,11 @@ class _Sentences:
     tags: list[list[str]] = dataclasses.field(default_factory=list)
     places: list[str] = dataclasses.field(default_factory=list)
     lines: list[list[int]] | None = None
+    rows: int = 0  # sentences, or the lines of words in a CoNLL-style file
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def drop(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
     def where(self, sentence: int, word: int) -> str:
         if self.lines is None:
@@ -120,11 +124,12 @@ def read_tagging(
 
 def _understand(read: _Sentences, names: Sequence[str] | None, scheme: str | None) -> Tagging:
     """Finds the scheme, checks every tag and numbers them."""
-    expected = None if names is None else schemes.scheme_of_names(names)
     if scheme is not None:
         found: Any = schemes.scheme_name(scheme)
+    elif names is None or schemes.scheme_of_names(names) == "BIO":
+        found = schemes.detect(read.tags)  # BIO labels also take a file in IOB1
     else:
-        found = "plain" if expected == "plain" else schemes.detect(read.tags)
+        found = schemes.scheme_of_names(names)
     fault = found if isinstance(found, schemes.Fault) else schemes.first_fault(read.tags, found)
     if fault is not None:
         raise DataError(f"{read.where(fault.sentence, fault.word)}: {fault.problem}")
@@ -145,10 +150,10 @@ def _understand(read: _Sentences, names: Sequence[str] | None, scheme: str | Non
         words=read.words,
         tags=[[number[tag] for tag in sentence] for sentence in tags],
         names=tuple(names),
-        scheme=found if expected is None or found != "BIO" else expected,
+        scheme=found,
         places=read.places,
         lines=read.lines,
-        report=Report(len(read.words) + sum(read.dropped.values())).and_dropped(read.dropped),
+        report=Report(read.rows).and_dropped(read.dropped),
         notes=notes,
     )
 
@@ -175,26 +180,28 @@ def _columns(word: int | str, tag: int | str) -> tuple[int, int]:
 def _read_conll(path: Path, word_column: int, tag_column: int) -> _Sentences:
     rows = list(_rows(read_text(path)))
     read = _Sentences(str(path), lines=[])
-    # A line such as "# O" is a word only if the file's other lines make that likely.
-    sure = [row for _, row in rows if row and not _may_be_comment(row)]
-    sure = [row for row in sure if row[0] != "-DOCSTART-"]
+    # A line such as "# O" is a word only if the other lines make that likely.
+    sure = [row for _, row in rows if row and not _may_be_comment(row) and not _is_docstart(row)]
     width = len(sure[0]) if sure else 0
-    tags = {row[tag_column] for row in sure if len(row) == width and -width <= tag_column < width}
+    has_tag = -width <= tag_column < width
+    tags = {row[tag_column] for row in sure if len(row) == width and has_tag}
     words_open = False
     for number, row in rows:
         if not row:
             words_open = False
             continue
-        if row[0] == "-DOCSTART-":
-            read.dropped[DOCSTART] = read.dropped.get(DOCSTART, 0) + 1
+        if _is_docstart(row):
+            read.rows += 1
+            read.drop(DOCSTART)
             words_open = False
             continue
-        is_word = len(row) == width and row[tag_column] in tags
+        is_word = len(row) == width and has_tag and row[tag_column] in tags
         if _may_be_comment(row) and not words_open and not is_word:
             continue
         _check_row(f"{path}, line {number}", row, width, word_column, tag_column)
+        read.rows += 1
         if word_column and re.fullmatch(r"\d+[-.]\d+", row[0]):
-            read.dropped[SPLIT_TOKENS] = read.dropped.get(SPLIT_TOKENS, 0) + 1
+            read.drop(SPLIT_TOKENS)
             continue
         if not words_open:
             words_open = True
@@ -223,13 +230,17 @@ def _may_be_comment(row: Sequence[str]) -> bool:
     return row[0] == "#" or row[0].startswith("# ")
 
 
+def _is_docstart(row: Sequence[str]) -> bool:
+    return row[0] == "-DOCSTART-"
+
+
 def _check_row(where: str, row: Sequence[str], width: int, word: int, tag: int) -> None:
     least = max(word + 1 if word >= 0 else -word, tag + 1 if tag >= 0 else -tag, 2)
     if width < least or len(row) < least:
         raise DataError(
-            f"{where}: {len(row)} column{'s' * (len(row) != 1)}, but the word is in column "
-            f"{word} and the tag in column {tag} (from 0; −1 is the last); write both on each "
-            "line, with a tab or a space between".replace("column -1", "column −1")
+            f"{where}: {len(row)} column{'s' * (len(row) != 1)}, but the word is taken from column "
+            f"{word} and the tag from column {tag} (from 0, or from the end); write both on each "
+            "line with a tab or a space between, or name others with word_column= and tag_column="
         )
     if len(row) != width:
         raise DataError(
@@ -251,7 +262,7 @@ def _read_lists(
     words_in = _field(table, word_field, _WORD_FIELDS, "word_column")
     tags_in = _field(table, tag_field, _TAG_FIELDS, "tag_column")
     numbered = names or table.class_names.get(tags_in)
-    read = _Sentences(name)
+    read = _Sentences(name, rows=len(table))
     for i in range(len(table)):
         where = table.where(i)
         words = _list(where, words_in, plain(table.value(i, words_in)))
