@@ -122,8 +122,8 @@ def fit(
                 display=display,
                 meter=Meter(steps, flops_per_step, devices, step.unit),
             )
-            if first and run.due(eval_every) and not checkpointer.metrics(first):
-                # A signal came at this step, and saving went before the evaluation.
+            if first and run.due(eval_every):
+                # If a signal came at this step, saving went before the evaluation.
                 run.evaluate()
                 run.save()
             while run.ended is None:
