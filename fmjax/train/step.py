@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fmjax.core import logical, tree
+from fmjax.core import adapter, logical, tree
 from fmjax.core.errors import ConfigError
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.train.gradients import global_norm, summed_gradients
@@ -26,11 +26,7 @@ Metrics = dict[str, jax.Array]
 PathRules = Sequence[tuple[str, bool]]
 
 TRAIN_PARAMS: PathRules = ((r"^params/", True), (r".", False))
-TRAIN_ADAPTER: PathRules = (
-    (r"^adapter/(.*/)?(scale|dropout)$", False),
-    (r"^adapter/", True),
-    (r".", False),
-)
+TRAIN_ADAPTER: PathRules = ((rf"^(?!{adapter.COLLECTION}/)", False), *adapter.TRAINABLE)
 
 
 class Objective(Protocol):
