@@ -5,7 +5,7 @@ SQuAD 1.1: Rajpurkar et al. 2016; 2.0, with questions that have no answer: Rajpu
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,17 @@ class Questions:
     def where(self, i: int) -> str:
         """Such as "train.json, question 56be4db0"."""
         return self.places[i]
+
+    def keys(self) -> list[tuple[str, str]]:
+        """Question and context of each, by which duplicates are told."""
+        return list(zip(self.questions, self.contexts, strict=True))
+
+    def select(self, indices: Sequence[int]) -> "Questions":
+        """These questions, in this order; the report stays that of the reading."""
+        fields = ("ids", "questions", "contexts", "answers", "places")
+        return dataclasses.replace(
+            self, **{field: [getattr(self, field)[i] for i in indices] for field in fields}
+        )
 
     @property
     def has_unanswerable(self) -> bool:

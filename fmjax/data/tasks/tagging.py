@@ -51,6 +51,19 @@ class Tagging:
         """Such as "train.conll, line 12": where sentence `i` begins."""
         return self.places[i]
 
+    def keys(self) -> list[str]:
+        """The words of each sentence, by which duplicates are told."""
+        return [" ".join(words) for words in self.words]
+
+    def select(self, indices: Sequence[int]) -> "Tagging":
+        """These sentences, in this order; the report stays that of the reading."""
+        chosen = {
+            field: [column[i] for i in indices]
+            for field in ("words", "tags", "places", "lines")
+            if (column := getattr(self, field)) is not None
+        }
+        return dataclasses.replace(self, **chosen)
+
     def tag_names(self, i: int) -> list[str]:
         """The tags of sentence `i` as text."""
         return [self.names[tag] for tag in self.tags[i]]

@@ -10,6 +10,7 @@ from fmjax.recipes.models import compute_dtype, parse_mesh, resolve_directory
 from fmjax.recipes.tasks.inference import Predictor, counting
 from fmjax.recipes.tasks.inputs import STDIN, read_inputs
 from fmjax.recipes.tasks.predict import Predict
+from fmjax.recipes.tasks.task import Reading
 from fmjax.recipes.tasks.tasks import task_of
 
 
@@ -28,16 +29,11 @@ def answers(settings: Predict) -> Iterator[list[dict[str, Any]]]:
         settings.model, dtype=compute_dtype(settings.dtype), mesh=mesh
     )
     predictor = Predictor(model, task.pick, mesh)
-    limit = min(settings.max_length, start.config.position_limit or settings.max_length)
+    reading = Reading.of(start.tokenizer, start.config, settings.max_length, settings.stride)
     chunk = 8 * settings.batch_size
     for table in read_inputs(settings.input, settings.text_column, chunk):
-        features, finish = task.ask(table, start.tokenizer, settings, limit)
-        batches = eval_task_batches(
-            features,
-            settings.batch_size,
-            pad_id=start.tokenizer.pad_token_id or 0,
-            max_length=limit,
-        )
+        features, finish = task.ask(table, reading, settings)
+        batches = eval_task_batches(features, settings.batch_size, **reading.padding)
         with counting("answering", len(features), settings.input != STDIN) as advance:
             outputs, _ = predictor({"params": params}, batches, advance)
         yield finish(outputs)

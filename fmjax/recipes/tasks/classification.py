@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from fmjax import evals, report
+from fmjax import evals
 from fmjax.core.errors import ConfigError
 from fmjax.data.tasks import (
     Classification,
@@ -16,10 +16,13 @@ from fmjax.data.tasks import (
     read_classification,
     text_features,
 )
+from fmjax.evals.classification import spearman
 from fmjax.objectives import SequenceClassification
+from fmjax.recipes.tasks.finetune import FinetuneTask
+from fmjax.recipes.tasks.pictures import confusion_picture
 from fmjax.recipes.tasks.predict import Predict
-from fmjax.recipes.tasks.settings import Examples, TaskOptimization
-from fmjax.recipes.tasks.task import Finish, Measured, Picture, Prepared, Task, read_split
+from fmjax.recipes.tasks.settings import TaskOptimization
+from fmjax.recipes.tasks.task import Finish, Measured, Prepared, Reading, Task, read_split
 
 PROBLEMS = {
     "single": "single_label_classification",
@@ -44,30 +47,31 @@ class ClassificationTask(Task):
         return cls(config.id2label, config.problem_type or single)
 
     @classmethod
-    def read(cls, settings: Examples, seed: int) -> tuple[Self, Any, Any, list[str]]:
-        problem = PROBLEMS[settings.problem]
+    def read(cls, settings: FinetuneTask) -> tuple[Self, Any, Any, list[str]]:
+        files = settings.examples
+        problem = PROBLEMS[files.problem]
 
         def read(name: str, train: Classification | None) -> Classification:
             return read_classification(
                 name,
-                settings.text_column or "text",
-                settings.label_column or "label",
-                settings.pair_column or None,
+                files.text_column or "text",
+                files.label_column or "label",
+                files.pair_column or None,
                 labels=train and train.names,
                 problem_type=problem,
             )
 
-        train, valid, notes = read_split(settings, seed, read, lambda data: data.labels)
+        train, valid, notes = read_split(settings, read, lambda data: data.labels)
         if problem == "single_label_classification":
             counts = np.bincount(train.labels, minlength=len(train.names))
             shares = (f"{n} {c:,}" for n, c in zip(train.names, counts, strict=True))
             notes.append("to train on: " + ", ".join(shares))
         return cls(train.names, problem), train, valid, notes
 
-    def prepare(
-        self, examples: Classification, tokenizer: Any, max_length: int, stride: int
-    ) -> Prepared:
-        features = classification_features(examples, tokenizer, max_length)
+    def prepare(self, examples: Classification, reading: Reading) -> Prepared:
+        features = classification_features(
+            examples, reading.tokenizer, reading.max_length, token_types=reading.token_types
+        )
         return Prepared(examples, features, str(features))
 
     @property
@@ -94,13 +98,29 @@ class ClassificationTask(Task):
         return output.logits
 
     def measure(self, prepared: Prepared, outputs: Sequence[Any], thorough: bool) -> Measured:
-        logits = np.stack(outputs)
-        labels = np.asarray(prepared.examples.labels)
-        accuracy = float((logits.argmax(-1) == labels).mean())
-        return Measured({"accuracy": accuracy})
+        labels, found = prepared.examples.labels, np.stack(outputs).astype(np.float64)
+        if self.problem_type == "regression":
+            metrics = evals.regression_metrics(labels, found)
+            scores = evals.interval(spearman, np.ravel(labels), found.ravel()) if thorough else None
+            return Measured(metrics, {"spearman": scores} if thorough else {})
+        if self.problem_type == "multi_label_classification":
+            metrics = evals.multi_label_metrics(labels, found, self.names)
+            if not thorough:
+                return Measured(metrics)
+            right = np.all((found > 0) == np.asarray(labels, bool), -1)
+            return Measured(metrics, {"subset_accuracy": evals.mean_interval(right)})
+        metrics = evals.classification_metrics(labels, found, self.names)
+        if not thorough:
+            return Measured(metrics)
+        matrix = evals.confusion_matrix(labels, found, len(self.names))
+        return Measured(
+            metrics,
+            evals.classification_intervals(labels, found, self.names),
+            [confusion_picture(matrix, self.names)],
+        )
 
     def ask(
-        self, table: Table, tokenizer: Any, settings: Predict, max_length: int
+        self, table: Table, reading: Reading, settings: Predict
     ) -> tuple[Any, Finish]:
         table.require(settings.text_column, "--text-column")
         pairs = None
@@ -109,9 +129,10 @@ class ClassificationTask(Task):
             pairs = table.texts(settings.pair_column)
         features = text_features(
             table.texts(settings.text_column),
-            tokenizer,
-            max_length,
+            reading.tokenizer,
+            reading.max_length,
             pairs,
+            token_types=reading.token_types,
             names=[table.where(i) for i in range(len(table))],
         )
 

@@ -26,6 +26,8 @@ class Predict:
       text_column: Field that holds the text.
       pair_column: Field of a second text, for classifiers of pairs.
       threshold: Of labels that are independent of each other: how probable those named are, 0 to 1.
+      null_threshold: Of questions: no answer where its logit is higher than the best span's by more
+        than this. Without it there always is an answer.
       batch_size: Texts in a batch, over all devices.
       max_length: Tokens of a text at most; longer ones are cut, and read in windows by taggers and
         question answering.
@@ -40,6 +42,7 @@ class Predict:
     text_column: str = "text"
     pair_column: str = ""
     threshold: float = 0.5
+    null_threshold: float | None = None
     batch_size: int = 32
     max_length: int = 256
     stride: int = 64

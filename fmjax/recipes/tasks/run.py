@@ -16,11 +16,13 @@ from fmjax.models.registry import get_family
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.peft.base import Base
 from fmjax.recipes.models import compute_dtype, parse_mesh, resolve_directory
+from fmjax.recipes.tasks.embedding import EmbeddingTask
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.inference import Predictor
 from fmjax.recipes.tasks.results import write_results
-from fmjax.recipes.tasks.task import Measured, Task
+from fmjax.recipes.tasks.task import Measured, Reading, Task
 from fmjax.recipes.tasks.tasks import TASKS
+from fmjax.recipes.tasks.vectors import write_pooling
 from fmjax.train import EarlyStopping, adamw, fit, layerwise_decay, make_step, schedules
 from fmjax.train.checkpoint import Checkpointer
 from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
@@ -40,18 +42,14 @@ def finetune(settings: FinetuneTask) -> Measured | None:
     _check(settings)
     start = resolve_directory(settings.model, heads=None)
     mesh = parse_mesh(settings.hardware.mesh)
-    seed = settings.optimization.seed
-    task, *examples, notes = TASKS[settings.task].read(settings.examples, seed)
-    longest = settings.examples.max_length
-    limit = min(longest, start.config.position_limit or longest)
-    train, valid = (
-        task.prepare(e, start.tokenizer, limit, settings.examples.stride) for e in examples
-    )
+    seed, size = settings.optimization.seed, settings.optimization.batch_size
+    task, *examples, notes = TASKS[settings.task].read(settings)
+    files = settings.examples
+    reading = Reading.of(start.tokenizer, start.config, files.max_length, files.stride)
+    train, valid = (task.prepare(e, reading) for e in examples)
     print(*notes, f"to train on: {train.note}", f"to measure on: {valid.note}", sep="\n")
-    padding = {"pad_id": start.tokenizer.pad_token_id or 0, "max_length": limit}
-    size = settings.optimization.batch_size
-    batches = task_batches(train.features, size, seed=seed, **padding)
-    held_out = eval_task_batches(valid.features, size, **padding)
+    batches = task_batches(train.features, size, seed=seed, **reading.padding)
+    held_out = eval_task_batches(valid.features, size, **reading.padding)
     model, variables, spec = _model(settings, task, mesh)
     steps = settings.steps(len(train.features))
     rate = _schedule(settings, steps)
@@ -214,4 +212,5 @@ def _export(settings: FinetuneTask, task: Task, model: Any, variables: Any, spec
         params = peft.merge(model, params, variables["adapter"])
     target = settings.out / "model"
     fmjax.save_pretrained(target, model, params, carry_from=settings.model)
-    task.write_extras(target, model.config, settings.examples)
+    if isinstance(task, EmbeddingTask):
+        write_pooling(target, model.config.hidden_size, task.pooling, settings.examples.max_length)

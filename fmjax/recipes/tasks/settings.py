@@ -57,6 +57,9 @@ class Adaptation:
       targets: Layers that LoRA touches: names such as query value, or all-linear. Without it, the
         query and value projections.
       lora_dropout: Dropout on the input of LoRA's matrices, 0 to 1.
+      pooling: Of embedding: the mean of the tokens' vectors, or that of the first (cls) or last
+        token. Without it, what the model's own 1_Pooling says, else mean for encoders and last for
+        decoders.
     """
 
     method: Literal["full", "lora"] = "full"
@@ -64,6 +67,7 @@ class Adaptation:
     alpha: float = 16.0
     targets: tuple[str, ...] = ()
     lora_dropout: float = 0.0
+    pooling: Literal["", "mean", "cls", "last"] = ""
 
 
 @dataclasses.dataclass(frozen=True)

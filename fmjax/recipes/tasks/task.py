@@ -3,18 +3,46 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from fmjax.data.tasks import Table, leave_out, overlap, stratified_split
+from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.predict import Predict
-from fmjax.recipes.tasks.settings import Examples, TaskOptimization
+from fmjax.recipes.tasks.settings import TaskOptimization
 
 Feature = Mapping[str, Any]
 Metrics = dict[str, float]
 Interval = tuple[float, float]
 Finish = Callable[[Sequence[Any]], list[dict[str, Any]]]
 """Picked outputs, a row for each feature → the input's rows with their answers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a model reads text.
+
+    Attributes:
+      tokenizer: its own.
+      max_length: tokens of a row at most.
+      stride: tokens that neighbouring windows of a long text share.
+      token_types: whether it tells the texts of a pair apart.
+    """
+
+    tokenizer: Any
+    max_length: int
+    stride: int
+    token_types: bool
+
+    @classmethod
+    def of(cls, tokenizer: Any, config: Any, max_length: int, stride: int) -> Self:
+        """Within what the model's positions allow."""
+        typed = getattr(config, "type_vocab_size", 0) > 1
+        return cls(tokenizer, min(max_length, config.position_limit or max_length), stride, typed)
+
+    @property
+    def padding(self) -> dict[str, int]:
+        """Arguments of the batches."""
+        return {"pad_id": self.tokenizer.pad_token_id or 0, "max_length": self.max_length}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +86,7 @@ class Measured:
 
 
 class Task(abc.ABC):
-    """A task with its labels. One that is read from files and one that a model's config states are
-    equal: `of_config(config)` of a model that was fine-tuned on a task is that task.
+    """A task with its labels.
 
     Class attributes:
       name: on the command line.
@@ -71,7 +98,7 @@ class Task(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def read(cls, settings: Examples, seed: int) -> tuple[Self, Any, Any, list[str]]:
+    def read(cls, settings: FinetuneTask) -> tuple[Self, Any, Any, list[str]]:
         """Reads the files: (task, examples to train on, examples to measure on, notes).
 
         Raises:
@@ -79,7 +106,7 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def prepare(self, examples: Any, tokenizer: Any, max_length: int, stride: int) -> Prepared:
+    def prepare(self, examples: Any, reading: Reading) -> Prepared:
         """Examples with labels as features."""
 
     @property
@@ -113,11 +140,8 @@ class Task(abc.ABC):
           thorough: with intervals and pictures, at the end of a run.
         """
 
-    def write_extras(self, directory: Path, config: Any, settings: Examples) -> None:
-        """Files of the task beside an exported model; most have none."""
-
     def ask(
-        self, table: Table, tokenizer: Any, settings: Predict, max_length: int
+        self, table: Table, reading: Reading, settings: Predict
     ) -> tuple[Any, Finish]:
         """Rows without labels as features, and how outputs become answers.
 
@@ -128,31 +152,38 @@ class Task(abc.ABC):
 
 
 def read_split(
-    settings: Examples, seed: int, read: Callable[[str, Any], Any], labels: Callable[[Any], Any]
+    settings: FinetuneTask,
+    read: Callable[[str, Any], Any],
+    labels: Callable[[Any], Sequence[Any]],
+    split: Callable[[Any, float, int], tuple[Sequence[int], Sequence[int]]] | None = None,
 ) -> tuple[Any, Any, list[str]]:
     """Examples to train on and to measure on, from one file or two.
 
     Args:
       settings: which files.
-      seed: of the split.
       read: (file, the training examples or None) → examples, with `select`, `keys`, `report`.
       labels: examples → what a split keeps in proportion.
+      split: (examples, fraction, seed) → indices of both, in place of a stratified one.
 
     Returns:
       (train, valid, notes).
     """
-    train = read(settings.train, None)
-    notes = [f"{settings.train}: {train.report}"]
-    if settings.valid:
-        valid = read(settings.valid, train)
-        notes.append(f"{settings.valid}: {valid.report}")
+    files, seed = settings.examples, settings.optimization.seed
+    train = read(files.train, None)
+    notes = [f"{files.train}: {train.report}"]
+    if files.valid:
+        valid = read(files.valid, train)
+        notes.append(f"{files.valid}: {valid.report}")
     else:
-        ours, theirs = stratified_split(labels(train), settings.valid_fraction, seed)
+        if split is None:
+            ours, theirs = stratified_split(labels(train), files.valid_fraction, seed)
+        else:
+            ours, theirs = split(train, files.valid_fraction, seed)
         train, valid = train.select(ours), train.select(theirs)
     found = overlap(train.keys(), valid.keys(), labels(train))
     if found.test or found.conflicting:
         notes.append(f"note: {found}")
-    if found.train and settings.remove_overlap:
+    if found.train and files.remove_overlap:
         train = leave_out(train, {"also among those to measure on": found.train})
     notes.append(f"{len(train):,} examples to train on, {len(valid):,} to measure on")
     return train, valid, notes

@@ -5,9 +5,14 @@ from typing import Any
 
 from fmjax.core.errors import ConfigError
 from fmjax.recipes.tasks.classification import ClassificationTask
+from fmjax.recipes.tasks.embedding import EmbeddingTask
+from fmjax.recipes.tasks.questions import QuestionsTask
+from fmjax.recipes.tasks.tagging import TaggingTask
 from fmjax.recipes.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (ClassificationTask,)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (ClassificationTask, TaggingTask, QuestionsTask, EmbeddingTask)
+}
 
 
 def task_of(config: Any, directory: Path) -> Task:

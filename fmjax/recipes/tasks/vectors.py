@@ -44,7 +44,7 @@ def write_vectors(settings: Embed) -> None:
     for table in tables:
         table.require(settings.text_column, "--text-column")
     texts = [text for table in tables for text in table.texts(settings.text_column)]
-    pooling = settings.pooling or own_pooling(settings.model, start.config)
+    pooling = settings.pooling or own_pooling(settings.model, type(start.config))
     mesh = parse_mesh(settings.mesh)
     # The key is for a pooler on the first token, which embeddings do not use but some files lack.
     model, params = fmjax.from_pretrained(
@@ -106,7 +106,7 @@ def embed_texts(
     return np.stack(rows), cut
 
 
-def own_pooling(directory: Path, config: Any) -> str:
+def own_pooling(directory: Path, config: type) -> str:
     """What a sentence-transformers directory states, else mean for encoders, last for decoders.
 
     Raises:
@@ -114,7 +114,7 @@ def own_pooling(directory: Path, config: Any) -> str:
     """
     file = directory / POOLING
     if not file.is_file():
-        return "last" if config.causal else "mean"
+        return "last" if config.head == "causal-lm" else "mean"
     stated = read_json(file)
     modes = [name for name, key in _MODES.items() if stated.get(key)]
     others = [k for k, on in stated.items() if k.startswith("pooling_mode_") and on is True]
