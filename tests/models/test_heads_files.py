@@ -112,6 +112,23 @@ def test_a_missing_tensor_of_the_decoder_is_no_new_head(parity, tmp_path):
         fmjax.from_pretrained(tmp_path, new_head=jax.random.key(0))
 
 
+def test_half_a_head_is_not_left_unread(parity, tmp_path):
+    """A bias that the head here lacks; a token classifier read as one of sequences."""
+    make(parity, tmp_path / "lm", "gpt2", "causal-lm")
+    file = tmp_path / "lm" / "model.safetensors"
+    bias = {"lm_head.bias": np.ones(parity.vocab, np.float32)}
+    save_file(load_file(file) | bias, file, metadata={"format": "pt"})
+    with pytest.raises(fmjax.FmjaxError, match="holds 'lm_head.bias'.*no parameter"):
+        fmjax.from_pretrained(tmp_path / "lm")
+    make(parity, tmp_path / "tags", "qwen2", "token-classification")
+    override = {"head": CLASSES}
+    with pytest.raises(fmjax.FmjaxError, match="holds 'score.bias'.*no parameter.*architectures"):
+        fmjax.from_pretrained(tmp_path / "tags", override=override)
+    key = jax.random.key(0)
+    _, params = fmjax.from_pretrained(tmp_path / "tags", override=override, new_head=key)
+    assert params["score"].keys() == {"kernel"}
+
+
 @pytest.mark.parametrize(
     ("family", "head", "change"),
     [
