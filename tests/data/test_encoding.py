@@ -270,6 +270,8 @@ def test_eos_and_no_dummy_prefix(texts, tmp_path):
     encoding, words = encode_words(ours, ["the", "earth", "<s>"])
     assert encoding.ids == ours.encode(" the earth<s>")
     assert encoding.offsets[1] == (0, 3) and words[1] == 0 and words[-2:] == [2, None]
+    encoding, words = encode_words(ours, ["\u00fe"])  # the space is a token of its own
+    assert encoding.offsets == [(0, 0), (0, 1), (0, 1), (0, 0)] and words == [None, 0, 0, None]
     bare = SentencePieceTokenizer(model, {"add_bos_token": False})
     assert encode(bare, "") == Encoding([], [], [], [])
 
@@ -327,6 +329,10 @@ def test_errors(directories, kind):
     context = "In the beginning " * 20
     with pytest.raises(DataError, match="^the question and the special tokens take .*stride=5"):
         windows(ours, "In the beginning God created", context, 8, 5)
+    taken = len(encode(ours, "a", ""))
+    with pytest.raises(DataError, match=f"take {taken} of max_length={taken + 5}.*stride=5"):
+        windows(ours, "a", context, taken + 5, 5)
+    assert len(windows(ours, "a", context, taken + 6, 5)) > 1
     with pytest.raises(DataError, match="^question q7: the question"):
         windows_batch(ours, ["a"], [context], 9, 8, names=["question q7"])
 

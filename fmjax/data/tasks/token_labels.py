@@ -85,7 +85,7 @@ def tagging_features(
         spans = window_spans(len(own), room, step)
         counts["sentences in several windows"] += len(spans) > 1
         firsts = [t for t, number in enumerate(own) if t == 0 or own[t - 1] != number]
-        home = _home(np.array(firsts, np.int64), spans, len(own))
+        home = _home(np.array(firsts, np.int64), spans)
         for window, (start, stop) in enumerate(spans):
             cut, cut_numbers = cut_words((encoding, numbers), start, stop)
             if not cut.ids:  # not even a special token
@@ -134,15 +134,11 @@ def _inside(names: Sequence[str]) -> dict[int, int]:
     }
 
 
-def _home(firsts: np.ndarray, spans: Sequence[tuple[int, int]], length: int) -> np.ndarray:
+def _home(firsts: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """The window in which each of these tokens has most context on its poorer side."""
     start, stop = np.array(spans).T[:, :, None]  # [windows, 1]
-    left, right = firsts - start, stop - 1 - firsts  # [windows, tokens]
-    outside = (left < 0) | (right < 0)
-    # Where the sentence itself ends, no context is missing.
-    left = np.where(start == 0, length, left)
-    right = np.where(stop == length, length, right)
-    return np.where(outside, -1, np.minimum(left, right)).argmax(0)
+    left, right = firsts - start, stop - 1 - firsts  # [windows, tokens], negative outside
+    return np.minimum(left, right).argmax(0)
 
 
 @dataclasses.dataclass(frozen=True)

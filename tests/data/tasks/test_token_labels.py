@@ -22,8 +22,7 @@ NAMES = label_names(["B-PER", "B-LOC"], "BIO")  # O, B-LOC, I-LOC, B-PER, I-PER
 CLS, SEP, DROPPED = 1, 2, "\u200b"
 
 
-@pytest.fixture(scope="module")
-def chars():
+def char_tokenizer(frame=True):
     """A word of k letters has k tokens: a, ##b, ##c; nothing of a zero-width space."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     pieces = ["[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters)]
@@ -31,8 +30,14 @@ def chars():
     backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing(("[SEP]", SEP), ("[CLS]", CLS))
+    if frame:
+        backend.post_processor = processors.BertProcessing(("[SEP]", SEP), ("[CLS]", CLS))
     return HFTokenizer(backend, {})
+
+
+@pytest.fixture(scope="module")
+def chars():
+    return char_tokenizer()
 
 
 def tagging(words, tags):
@@ -101,6 +106,12 @@ def test_a_word_without_token_is_outside(chars):
     assert word_tags(got, logits).tags == [[1, 0], [0]]
     assert word_tags(got, logits, outside=1).tags == [[1, 1], [1]]
     assert word_tags(got, logits).scores[0][1] == 1.0
+
+
+def test_a_sentence_without_any_token_has_no_window():
+    got = tagging_features([["a"], [DROPPED], ["b"]], char_tokenizer(frame=False), 8)
+    assert got.sentences == [0, 2] and got.counts["words without a token"] == 1
+    assert word_tags(got, [np.eye(2)[[1]]] * 2).tags == [[1], [0], [1]]
 
 
 def test_split_words():
