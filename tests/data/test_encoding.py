@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from fmjax.core.errors import DataError, TokenizerError
-from fmjax.data import load_corpus, load_tokenizer
+from fmjax.data import HFTokenizer, load_corpus, load_tokenizer
 from fmjax.data.encoding import (
     Encoding,
     encode,
@@ -195,6 +195,34 @@ def test_words(both, request):
     assert encode_words(ours, sentences[1], 12) == encoded[1]
     encoding, words = encode_words(ours, [])
     assert encoding.ids == ours.encode("") and set(words) <= {None}
+
+
+@pytest.mark.parametrize("kind", ["split", "always", "first", "never", "replace"])
+def test_words_are_what_they_are_within_a_text(texts, kind):
+    """Pre-tokenizers as LLaMA 3, Mistral and Gemma have them: also where transformers would leave
+    the space out."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if kind == "split":
+        pattern = tokenizers.Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\s+|.")
+        split = pre_tokenizers.Split(pattern, "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    elif kind == "replace":
+        backend.normalizer = normalizers.Replace(" ", "▁")
+        backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>"])
+    backend.train_from_iterator(texts, trainer)
+    ours = HFTokenizer(backend, {})
+    words = "In the beginning God created".split()
+    space = "" if kind in ("always", "first") else " "
+    encoding, numbers = encode_words(ours, words)
+    assert encoding.ids == ours.encode(space + " ".join(words))
+    assert sorted(set(numbers)) == [0, 1, 2, 3, 4]
+    for number, word in enumerate(words):
+        spans = [s for s, n in zip(encoding.offsets, numbers, strict=True) if n == number]
+        assert spans[0][0] == 0 and spans[-1][1] == len(word) and spans == sorted(spans)
 
 
 def test_word_offsets_give_the_word(both):

@@ -56,14 +56,14 @@ def tagging_features(
     that shows most of the sentence on both sides of it.
 
     Args:
-      data: tagged sentences, or words alone.
+      data: tagged sentences, or words alone; a sentence without words has no window.
       max_length: most tokens of a window, special tokens included.
       stride: tokens that neighbouring windows share; by default a quarter of a window.
       label_all_subwords: also labels the sub-words after a word's first, with I- where the word
         has B-. By default they have −100, as special tokens do.
 
     Raises:
-      DataError: `max_length` has no room for `stride` + 1 tokens; a sentence without words.
+      DataError: `max_length` has no room for `stride` + 1 tokens.
     """
     words = data.words if isinstance(data, Tagging) else data
     tags = data.tags if isinstance(data, Tagging) else None
@@ -72,7 +72,7 @@ def tagging_features(
     counts = {"sentences in several windows": 0, "words without a token": 0}
     for i, (encoding, numbers) in enumerate(encode_words_batch(tokenizer, words)):
         if not words[i]:
-            raise DataError(f"sentence {i} has no words; leave it out")
+            continue
         own = [number for number in numbers if number is not None]
         counts["words without a token"] += len(words[i]) - len(set(own))
         room = max_length - (len(encoding) - len(own))

@@ -114,6 +114,11 @@ def test_a_sentence_without_any_token_has_no_window():
     assert word_tags(got, [np.eye(2)[[1]]] * 2).tags == [[1], [0], [1]]
 
 
+def test_an_empty_line_to_predict(chars):
+    got = tagging_features([[], ["a"]], chars, 8)
+    assert got.sentences == [1] and word_tags(got, [np.eye(3)]).tags == [[], [1]]
+
+
 def test_split_words():
     text = ' He said: "U.S.A don\'t (pay) $3.14…"\n\tnaïve, 漢字 - '
     words, spans = split_words(text)
@@ -145,8 +150,6 @@ def test_refusals(chars):
         tagging_features([["a"]], chars, 2)
     with pytest.raises(DataError, match=r"leaves room for 6 .* to less than that \(it is 6\)"):
         tagging_features([["a"]], chars, 8, stride=6)
-    with pytest.raises(DataError, match="sentence 1 has no words"):
-        tagging_features([["a"], []], chars, 8)
     got = tagging_features([["a"]], chars, 8)
     with pytest.raises(DataError, match="logits of 0 windows for 1"):
         word_tags(got, [])
