@@ -84,8 +84,9 @@ def encode_words(
     Every word becomes the tokens that it has after a space; where a tokenizer does not see to
     that itself (byte-level BPE such as RoBERTa's or GPT-2's), a space is put before each word,
     the first one too. That is transformers' `is_split_into_words=True` with
-    `add_prefix_space=True`. A word that the tokenizer drops, such as a control character, has no
-    token.
+    `add_prefix_space=True`, an option that it has for byte-level BPE only; here LLaMA 3's and
+    Gemma's tokenizers, which need the space as well, get it too. A word that the tokenizer drops,
+    such as a control character, has no token.
 
     Returns:
       The encoding, whose offsets count characters within the word, and a word number for each of

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from fmjax.core.errors import DataError, TokenizerError
-from fmjax.data import load_corpus, load_tokenizer
+from fmjax.data import HFTokenizer, load_corpus, load_tokenizer
 from fmjax.data.encoding import (
     Encoding,
     encode,
@@ -197,6 +197,34 @@ def test_words(both, request):
     assert encoding.ids == ours.encode("") and set(words) <= {None}
 
 
+@pytest.mark.parametrize("kind", ["split", "always", "first", "never", "replace"])
+def test_words_are_what_they_are_within_a_text(texts, kind):
+    """Pre-tokenizers as LLaMA 3, Mistral and Gemma have them: also where transformers would leave
+    the space out."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if kind == "split":
+        pattern = tokenizers.Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\s+|.")
+        split = pre_tokenizers.Split(pattern, "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    elif kind == "replace":
+        backend.normalizer = normalizers.Replace(" ", "▁")
+        backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>"])
+    backend.train_from_iterator(texts, trainer)
+    ours = HFTokenizer(backend, {})
+    words = "In the beginning God created".split()
+    space = "" if kind in ("always", "first") else " "
+    encoding, numbers = encode_words(ours, words)
+    assert encoding.ids == ours.encode(space + " ".join(words))
+    assert sorted(set(numbers)) == [0, 1, 2, 3, 4]
+    for number, word in enumerate(words):
+        spans = [s for s, n in zip(encoding.offsets, numbers, strict=True) if n == number]
+        assert spans[0][0] == 0 and spans[-1][1] == len(word) and spans == sorted(spans)
+
+
 def test_word_offsets_give_the_word(both):
     ours, _ = both
     words = "The earth was without form naïve 漢字".split()
@@ -270,6 +298,8 @@ def test_eos_and_no_dummy_prefix(texts, tmp_path):
     encoding, words = encode_words(ours, ["the", "earth", "<s>"])
     assert encoding.ids == ours.encode(" the earth<s>")
     assert encoding.offsets[1] == (0, 3) and words[1] == 0 and words[-2:] == [2, None]
+    encoding, words = encode_words(ours, ["\u00fe"])  # the space is a token of its own
+    assert encoding.offsets == [(0, 0), (0, 1), (0, 1), (0, 0)] and words == [None, 0, 0, None]
     bare = SentencePieceTokenizer(model, {"add_bos_token": False})
     assert encode(bare, "") == Encoding([], [], [], [])
 
@@ -327,6 +357,10 @@ def test_errors(directories, kind):
     context = "In the beginning " * 20
     with pytest.raises(DataError, match="^the question and the special tokens take .*stride=5"):
         windows(ours, "In the beginning God created", context, 8, 5)
+    taken = len(encode(ours, "a", ""))
+    with pytest.raises(DataError, match=f"take {taken} of max_length={taken + 5}.*stride=5"):
+        windows(ours, "a", context, taken + 5, 5)
+    assert len(windows(ours, "a", context, taken + 6, 5)) > 1
     with pytest.raises(DataError, match="^question q7: the question"):
         windows_batch(ours, ["a"], [context], 9, 8, names=["question q7"])
 

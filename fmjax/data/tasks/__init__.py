@@ -43,10 +43,10 @@ _HOME = {
     "Questions": "questions",
     "read_questions": "questions",
     "Answer": "answer_spans",
-    "QuestionFeatures": "answer_spans",
+    "QuestionFeatures": "answer_windows",
     "Span": "answer_spans",
     "best_spans": "answer_spans",
-    "question_features": "answer_spans",
+    "question_features": "answer_windows",
 }
 __all__ = sorted(_HOME)
 

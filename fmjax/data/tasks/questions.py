@@ -12,7 +12,6 @@ from typing import Any
 from fmjax.core.errors import DataError
 from fmjax.data.sources import read_text
 from fmjax.data.tasks.tables import Report, read_table
-from fmjax.data.tasks.values import plain
 
 _FORM = (
     '{"data": [{"paragraphs": [{"context": …, "qas": [{"id": …, "question": …, "answers": …}]}]}]}'
@@ -131,9 +130,9 @@ def _flat(name: str) -> Iterator[_Row]:
     for column in ("question", "context"):
         table.require(column)
     for i, row in enumerate(table.rows):
-        qa, place = plain(row), table.where(i)
-        ident = qa.get("id", i)
-        yield place, str(ident), _text(qa, "context", place), qa
+        place = table.where(i)
+        ident = i if row.get("id") is None else row["id"]
+        yield place, str(ident), _text(row, "context", place), row
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

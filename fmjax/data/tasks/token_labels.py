@@ -56,14 +56,14 @@ def tagging_features(
     that shows most of the sentence on both sides of it.
 
     Args:
-      data: tagged sentences, or words alone.
+      data: tagged sentences, or words alone; a sentence without words has no window.
       max_length: most tokens of a window, special tokens included.
       stride: tokens that neighbouring windows share; by default a quarter of a window.
       label_all_subwords: also labels the sub-words after a word's first, with I- where the word
         has B-. By default they have −100, as special tokens do.
 
     Raises:
-      DataError: `max_length` has no room for `stride` + 1 tokens; a sentence without words.
+      DataError: `max_length` has no room for `stride` + 1 tokens.
     """
     words = data.words if isinstance(data, Tagging) else data
     tags = data.tags if isinstance(data, Tagging) else None
@@ -72,7 +72,7 @@ def tagging_features(
     counts = {"sentences in several windows": 0, "words without a token": 0}
     for i, (encoding, numbers) in enumerate(encode_words_batch(tokenizer, words)):
         if not words[i]:
-            raise DataError(f"sentence {i} has no words; leave it out")
+            continue
         own = [number for number in numbers if number is not None]
         counts["words without a token"] += len(words[i]) - len(set(own))
         room = max_length - (len(encoding) - len(own))
@@ -85,7 +85,7 @@ def tagging_features(
         spans = window_spans(len(own), room, step)
         counts["sentences in several windows"] += len(spans) > 1
         firsts = [t for t, number in enumerate(own) if t == 0 or own[t - 1] != number]
-        home = _home(np.array(firsts, np.int64), spans, len(own))
+        home = _home(np.array(firsts, np.int64), spans)
         for window, (start, stop) in enumerate(spans):
             cut, cut_numbers = cut_words((encoding, numbers), start, stop)
             if not cut.ids:  # not even a special token
@@ -134,15 +134,11 @@ def _inside(names: Sequence[str]) -> dict[int, int]:
     }
 
 
-def _home(firsts: np.ndarray, spans: Sequence[tuple[int, int]], length: int) -> np.ndarray:
+def _home(firsts: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """The window in which each of these tokens has most context on its poorer side."""
     start, stop = np.array(spans).T[:, :, None]  # [windows, 1]
-    left, right = firsts - start, stop - 1 - firsts  # [windows, tokens]
-    outside = (left < 0) | (right < 0)
-    # Where the sentence itself ends, no context is missing.
-    left = np.where(start == 0, length, left)
-    right = np.where(stop == length, length, right)
-    return np.where(outside, -1, np.minimum(left, right)).argmax(0)
+    left, right = firsts - start, stop - 1 - firsts  # [windows, tokens], negative outside
+    return np.minimum(left, right).argmax(0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,9 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from fmjax.core.errors import DataError
 from fmjax.data import HFTokenizer, load_tokenizer
 from fmjax.data.encoding import windows
-from fmjax.data.tasks.answer_spans import answer_tokens, best_spans, question_features
+from fmjax.data.tasks import answer_windows
+from fmjax.data.tasks.answer_spans import best_spans
+from fmjax.data.tasks.answer_windows import answer_tokens, question_features
 from fmjax.data.tasks.questions import Questions, read_questions
 from fmjax.data.tasks.tables import Report
 
@@ -107,6 +109,15 @@ def test_answers_as_the_reference_places_them(each, texts):
     assert at == len(got) == len(got.questions) and got.counts == {
         "windows": at, "windows with an answer": held, "answers whole in no window": 0,
     }  # fmt: skip
+
+
+def test_chunks_do_not_show(bert, monkeypatch):
+    data = questions(*[("who?", "God and " * n + "the earth", ["earth"]) for n in range(1, 12)])
+    whole = question_features(data, bert, 16, 2)
+    monkeypatch.setattr(answer_windows, "_CHUNK", 2)
+    got = question_features(data, bert, 16, 2)
+    assert got.questions == whole.questions and got.counts == whole.counts
+    assert str(got.features) == str(whole.features) and len(got) > len(data)
 
 
 def test_token_types(bert, roberta):
@@ -221,6 +232,9 @@ def test_by_hand(bert):
     assert (refused.text, refused.start, refused.end) == ("", None, None)
     np.testing.assert_allclose(refused.score, np.exp(2.5) / (weights.sum() + np.exp(2.5)))
     assert refused.n_best == kept.n_best and refused.no_answer == -1.5
+    start[0] = 2000
+    certain = best_spans(data, features, [start], [end], 3, null_threshold=0.0)[0]
+    assert certain.score == 1.0 and {s.score for s in certain.n_best} == {0.0}
 
 
 def test_windows_share_one_ranking(bert):

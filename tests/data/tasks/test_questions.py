@@ -77,21 +77,6 @@ def test_answers_only_where_needed(tmp_path):
     assert read_questions(path, need_answers=False).answers == [[], []]
 
 
-def test_numpy_rows_of_data_sets(tmp_path, monkeypatch):
-    """TFDS gives nested byte strings and arrays."""
-    import numpy as np
-
-    from fmjax.data.tasks import questions
-    from fmjax.data.tasks.tables import Origin, Table
-
-    answers = {"text": np.array([b"God"], object), "answer_start": np.array([17], np.int32)}
-    row = {"id": "a", "question": "Who?", "context": CONTEXT, "answers": answers}
-    table = Table([row], tuple(row), Origin("squad:train", range(1), "example"))
-    monkeypatch.setattr(questions, "read_table", lambda name: table)
-    got = read_questions("tfds:squad")
-    assert got.answers == [[("God", 17)]] and got.where(0) == "squad:train, example 0"
-
-
 @pytest.mark.parametrize(
     ("document", "message"),
     [

@@ -6,7 +6,10 @@ import json
 import pytest
 
 from fmjax.core.errors import DataError
-from fmjax.data.tasks.tagging import DOCSTART, SPLIT_TOKENS, read_tagging
+from fmjax.data.tasks import sentences
+from fmjax.data.tasks.sentences import DOCSTART, SPLIT_TOKENS
+from fmjax.data.tasks.tables import Origin, Table
+from fmjax.data.tasks.tagging import read_tagging
 
 CONLL = """\
 -DOCSTART- -X- O O
@@ -107,6 +110,17 @@ def test_json_lines(tmp_path):
     assert data.tags == [[0, 1]]
 
 
+def test_class_names_of_a_data_set(monkeypatch):
+    """The numbers of a TFDS column are those of its own ClassLabel, whatever label set is asked."""
+    rows = [{"tokens": ["EU", "x"], "ner": [2, 0]}]
+    origin = Origin("conll:train", range(1), "example")
+    table = Table(rows, ("tokens", "ner"), origin, {"ner": ("O", "I-ORG", "B-ORG")})
+    monkeypatch.setattr(sentences, "read_table", lambda name: table)
+    assert read_tagging("tfds:conll").tags == [[1, 0]]
+    data = read_tagging("tfds:conll", names=("O", "B-PER", "I-PER", "B-ORG", "I-ORG"))
+    assert data.tags == [[3, 0]] and data.where(0) == "conll:train, example 0"
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
@@ -117,6 +131,7 @@ def test_json_lines(tmp_path):
         ("a O\nb\n", {}, "line 2: 1 column, but"),
         ("a x O\n\nb O\n", {}, "line 3: 2 columns where the first word of the file has 3"),
         ("a O\nb O O\n", {}, "line 2: 3 columns where"),
+        ("a O\n# no comment here\n", {}, "line 2: 4 columns where"),
         ("a O\n", {"tag_column": 2}, "line 1: 2 columns, but .* tag from column 2"),
         ("a O\n", {"tag_column": "ner"}, 'tag_column="ner" names a field, but a CoNLL-style'),
         ("a\tO\n\tO\n", {}, "line 2: the word is empty"),

@@ -22,8 +22,7 @@ NAMES = label_names(["B-PER", "B-LOC"], "BIO")  # O, B-LOC, I-LOC, B-PER, I-PER
 CLS, SEP, DROPPED = 1, 2, "\u200b"
 
 
-@pytest.fixture(scope="module")
-def chars():
+def char_tokenizer(frame=True):
     """A word of k letters has k tokens: a, ##b, ##c; nothing of a zero-width space."""
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     pieces = ["[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters)]
@@ -31,8 +30,14 @@ def chars():
     backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.BertProcessing(("[SEP]", SEP), ("[CLS]", CLS))
+    if frame:
+        backend.post_processor = processors.BertProcessing(("[SEP]", SEP), ("[CLS]", CLS))
     return HFTokenizer(backend, {})
+
+
+@pytest.fixture(scope="module")
+def chars():
+    return char_tokenizer()
 
 
 def tagging(words, tags):
@@ -103,6 +108,17 @@ def test_a_word_without_token_is_outside(chars):
     assert word_tags(got, logits).scores[0][1] == 1.0
 
 
+def test_a_sentence_without_any_token_has_no_window():
+    got = tagging_features([["a"], [DROPPED], ["b"]], char_tokenizer(frame=False), 8)
+    assert got.sentences == [0, 2] and got.counts["words without a token"] == 1
+    assert word_tags(got, [np.eye(2)[[1]]] * 2).tags == [[1], [0], [1]]
+
+
+def test_an_empty_line_to_predict(chars):
+    got = tagging_features([[], ["a"]], chars, 8)
+    assert got.sentences == [1] and word_tags(got, [np.eye(3)]).tags == [[], [1]]
+
+
 def test_split_words():
     text = ' He said: "U.S.A don\'t (pay) $3.14…"\n\tnaïve, 漢字 - '
     words, spans = split_words(text)
@@ -134,8 +150,6 @@ def test_refusals(chars):
         tagging_features([["a"]], chars, 2)
     with pytest.raises(DataError, match=r"leaves room for 6 .* to less than that \(it is 6\)"):
         tagging_features([["a"]], chars, 8, stride=6)
-    with pytest.raises(DataError, match="sentence 1 has no words"):
-        tagging_features([["a"], []], chars, 8)
     got = tagging_features([["a"]], chars, 8)
     with pytest.raises(DataError, match="logits of 0 windows for 1"):
         word_tags(got, [])
