@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.convert.rows import EXPERT
 from fmjax.core import tree
 from fmjax.core.adapter import CONSTANTS
 from fmjax.core.errors import CheckpointError, ConfigError
@@ -26,7 +25,7 @@ def saved(spec: Any, base: Base) -> list[Weight]:
     """The parameters that `spec` has copies of, in the model's order.
 
     Raises:
-      ConfigError: a name that covers what has no copy of its own here (norms, experts, a table
+      ConfigError: a name that covers what has no copy of its own here (norms, mixtures, a table
         that the head shares), only some of a stack, or a module inside another.
     """
     found = []
@@ -55,10 +54,11 @@ def _check(spec: Any, base: Base, weight: Weight, covered: list[bool]) -> None:
         raise _refused(
             spec, f"the norm {name!r}", "name modules without norms, or train all parameters"
         )
-    if EXPERT in weight.target.row.hf:
+    if weight.target.row.fused is not None:
+        # Experts and routers: their modules have other names in transformers 5.
         raise _refused(
             spec,
-            f"the experts of {name!r}",
+            f"{name!r} of a mixture of experts",
             "name modules without experts, or train all parameters",
         )
     if not all(covered):
