@@ -12,7 +12,7 @@ from fmjax.objectives.classes import ClassWeights, check_options, class_sums, we
 from fmjax.objectives.inputs import (
     Batch,
     Metrics,
-    Stateless,
+    OverExamples,
     example_weight,
     forward,
     output_field,
@@ -23,7 +23,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceClassification(Stateless):
+class SequenceClassification(OverExamples):
     """The losses of transformers' `…ForSequenceClassification`, for logits [B, N].
 
     - single_label_classification: cross-entropy; labels i32[B] in [0, N), -100 is ignored.

@@ -16,7 +16,7 @@ from fmjax.objectives.inputs import (
     INPUTS,
     Batch,
     Metrics,
-    Stateless,
+    OverExamples,
     example_weight,
     forward,
     target,
@@ -24,7 +24,7 @@ from fmjax.objectives.inputs import (
 
 
 @dataclasses.dataclass(frozen=True)
-class SentenceEmbedding(Stateless):
+class SentenceEmbedding(OverExamples):
     """Contrasts B anchors with the positives of all (and with hard negatives), or fits cosines.
 
     Contrastive (arXiv:1705.00652, sentence-transformers' MultipleNegativesRankingLoss): the

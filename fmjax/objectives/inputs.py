@@ -1,7 +1,7 @@
 """What the objectives share: their inputs, checked while a step is traced, and having no state."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,12 @@ class Stateless:
     def init(self, variables: Any) -> dict[str, Any]:
         """No state."""
         return {}
+
+
+class OverExamples(Stateless):
+    """One over examples rather than tokens: the speed of a run is told in them."""
+
+    unit: ClassVar[str] = "examples"
 
 
 def forward(

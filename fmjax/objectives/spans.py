@@ -13,7 +13,7 @@ from fmjax.objectives.inputs import (
     IGNORE,
     Batch,
     Metrics,
-    Stateless,
+    OverExamples,
     example_weight,
     forward,
     output_field,
@@ -24,7 +24,7 @@ HEAD = "question-answering"
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionAnswering(Stateless):
+class QuestionAnswering(OverExamples):
     """Cross-entropy over the row's tokens of where the answer starts, and of where it ends.
 
     The loss is the mean over all starts and ends that lie inside the row; those at T or beyond are

@@ -11,7 +11,7 @@ from fmjax.objectives.classes import ClassWeights, check_options, class_sums
 from fmjax.objectives.inputs import (
     Batch,
     Metrics,
-    Stateless,
+    OverExamples,
     example_weight,
     forward,
     output_field,
@@ -20,7 +20,7 @@ from fmjax.objectives.inputs import (
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenClassification(Stateless):
+class TokenClassification(OverExamples):
     """Cross-entropy of the tokens' classes, the mean over all labelled tokens of the batch.
 
     Attributes:

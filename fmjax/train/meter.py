@@ -10,7 +10,7 @@ from fmjax.train.device_peaks import peak_flops
 
 
 class Meter:
-    """Tokens/s (or examples/s), MFU and time left. Compilation, evaluations and saving do not count.
+    """Speed, MFU and time left. Compilation, evaluations and saving do not count.
 
     Args:
       steps: number of the last step.

@@ -159,8 +159,8 @@ class Step:
 
         Returns:
           The next state, and f32 scalars left on the device: loss, grad_norm (before clipping),
-          tokens (the batch's weight; called weight where it counts no tokens), learning_rate where a schedule is known, skipped (updates so
-          far that were not finite), and the objective's own.
+          tokens (the batch's weight; "weight" where examples are counted), learning_rate where a
+          schedule is known, skipped (updates so far that were not finite), and the objective's own.
         """
         update, arguments, frozen = self._prepare(state, batch)
         (trained, opt_state, extra), (step, skipped), metrics = update(*arguments)

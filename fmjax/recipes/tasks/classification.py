@@ -119,9 +119,7 @@ class ClassificationTask(Task):
             [confusion_picture(matrix, self.names)],
         )
 
-    def ask(
-        self, table: Table, reading: Reading, settings: Predict
-    ) -> tuple[Any, Finish]:
+    def ask(self, table: Table, reading: Reading, settings: Predict) -> tuple[Any, Finish]:
         table.require(settings.text_column, "--text-column")
         pairs = None
         if settings.pair_column:

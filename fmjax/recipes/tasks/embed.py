@@ -15,8 +15,8 @@ class Embed:
       output: File to write: .npy holds float32 [texts, width]; .parquet the fields of the input
         and a column "embedding".
       text_column: Field that holds the text.
-      pooling: Mean of the tokens' vectors, or that of the first (cls) or last token. Without it, what
-        the model's own 1_Pooling says, else mean for encoders and last for decoders.
+      pooling: Mean of the tokens' vectors, or that of the first (cls) or last token. Without it,
+        what the model's own 1_Pooling says, else mean for encoders and last for decoders.
       keep_length: Leave the vectors as long as they are; otherwise their length is 1, and a dot
         product is the cosine.
       batch_size: Texts in a batch, over all devices.

@@ -83,9 +83,7 @@ class QuestionsTask(Task):
         figures = {name: metrics[name] for name in names}
         return Measured(metrics, intervals, [scores_picture(figures, intervals, "Answers")])
 
-    def ask(
-        self, table: Table, reading: Reading, settings: Predict
-    ) -> tuple[Any, Finish]:
+    def ask(self, table: Table, reading: Reading, settings: Predict) -> tuple[Any, Finish]:
         for column in ("question", "context"):
             table.require(column)
         rows = range(len(table))
@@ -133,9 +131,7 @@ def _answers(
     return best_spans(examples, features, starts, ends, null_threshold=null)
 
 
-def _split_contexts(
-    examples: Questions, fraction: float, seed: int
-) -> tuple[list[int], list[int]]:
+def _split_contexts(examples: Questions, fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Questions on one context stay together: whoever has seen it knows its answers."""
     contexts = list(dict.fromkeys(examples.contexts))
     _, held_out = stratified_split([0] * len(contexts), fraction, seed)

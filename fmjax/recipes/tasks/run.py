@@ -23,11 +23,10 @@ from fmjax.recipes.tasks.results import write_results
 from fmjax.recipes.tasks.task import Measured, Reading, Task
 from fmjax.recipes.tasks.tasks import TASKS
 from fmjax.recipes.tasks.vectors import write_pooling
+from fmjax.recipes.training import METRICS
 from fmjax.train import EarlyStopping, adamw, fit, layerwise_decay, make_step, schedules
 from fmjax.train.checkpoint import Checkpointer
 from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
-
-METRICS = "metrics.jsonl"
 
 # Where LoRA goes by default: the projections onto queries and values, in the families' own names.
 QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "c_attn", "query_key_value")
@@ -47,7 +46,8 @@ def finetune(settings: FinetuneTask) -> Measured | None:
     files = settings.examples
     reading = Reading.of(start.tokenizer, start.config, files.max_length, files.stride)
     train, valid = (task.prepare(e, reading) for e in examples)
-    print(*notes, f"to train on: {train.note}", f"to measure on: {valid.note}", sep="\n")
+    notes += [f"to train on: {train.note}", f"to measure on: {valid.note}"]
+    print(*notes, sep="\n")
     batches = task_batches(train.features, size, seed=seed, **reading.padding)
     held_out = eval_task_batches(valid.features, size, **reading.padding)
     model, variables, spec = _model(settings, task, mesh)
@@ -63,9 +63,9 @@ def finetune(settings: FinetuneTask) -> Measured | None:
         learning_rate=rate,
     )
     state = step.init(variables, jax.random.key(seed + 1))
-    trained = tree.count(step.split(state.variables)[0])
-    total = tree.count(variables["params"])
-    print(f"{trained:,} trained parameters ({trained / total:.2%} of {total:,}), {steps:,} steps")
+    number, total = tree.count(step.split(state.variables)[0]), tree.count(variables["params"])
+    trained = f"{number:,} of {total:,} parameters trained ({number / total:.2%})"
+    print(f"{trained}, {steps:,} steps")
     del variables
     predictor = Predictor(model, task.pick, mesh, step.objective)
 
@@ -94,7 +94,7 @@ def finetune(settings: FinetuneTask) -> Measured | None:
             batches,
             steps=steps,
             checkpointer=checkpointer,
-            evaluate=lambda state: measure(state.variables).metrics,
+            evaluate=lambda state: task.headline(measure(state.variables).metrics),
             eval_every=settings.eval_every(len(train.features)),
             stop_early=stop,
             log_every=settings.log_every,
@@ -109,7 +109,7 @@ def finetune(settings: FinetuneTask) -> Measured | None:
         batches.close()
     measured = measure(best.variables, thorough=True)
     _export(settings, task, model, best.variables, spec)
-    write_results(settings, measured, metric, outcome)
+    write_results(settings, measured, metric, outcome, trained, notes)
     return measured
 
 
@@ -176,10 +176,11 @@ def _targets(named: tuple[str, ...], model: Any) -> tuple[str, ...] | str:
 
 
 def head_modules(model: Any) -> tuple[str, ...]:
-    """Hugging Face names of the modules that belong to the model's head, without its prefix."""
+    """Names of the modules that belong to the model's head, a pooler under it included."""
     pattern = get_family(model.config.model_type).head_tensors
     names = [name for weight in Base.of(model).weights for name in weight.names]
-    return tuple(dict.fromkeys(n.rpartition(".")[2] for n in names if pattern.match(f"{n}.")))
+    found = [match.group() for name in names if (match := pattern.match(f"{name}."))]
+    return tuple(dict.fromkeys(name.rstrip(".").rpartition(".")[2] for name in found))
 
 
 def _optimizer(settings: FinetuneTask, rate: Any, layers: int) -> optax.GradientTransformation:

@@ -26,8 +26,8 @@ class Examples:
       scheme: Of tags: found out from the file, or one of BIO, IOB1, BIOES, plain.
       remove_overlap: Leave out training examples whose text is also among those to measure on;
         their number is reported either way.
-      max_length: Tokens of an example at most. Longer texts are cut and counted; questions' contexts
-        are read in windows instead, and so are sentences to tag.
+      max_length: Tokens of an example at most. Longer texts are cut and counted; contexts of
+        questions and sentences to tag are read in windows instead.
       stride: Tokens that neighbouring windows share.
     """
 

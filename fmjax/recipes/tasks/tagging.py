@@ -56,9 +56,7 @@ class TaggingTask(Task):
         return cls(train.names, train.scheme), train, valid, [*notes, *train.notes]
 
     def prepare(self, examples: Tagging, reading: Reading) -> Prepared:
-        made = tagging_features(
-            examples, reading.tokenizer, reading.max_length, _stride(reading)
-        )
+        made = tagging_features(examples, reading.tokenizer, reading.max_length, _stride(reading))
         counts = ", ".join(f"{n:,} {what}" for what, n in made.counts.items() if n)
         words = sum(made.lengths)
         note = f"{len(examples):,} sentences of {words:,} words" + (f"; {counts}" if counts else "")
@@ -105,15 +103,11 @@ class TaggingTask(Task):
         ranges = {kind: intervals[f"f1/{kind}"] for kind in kinds}
         return Measured(metrics, intervals, [scores_picture(f1, ranges, "F1 of each entity")])
 
-    def ask(
-        self, table: Table, reading: Reading, settings: Predict
-    ) -> tuple[Any, Finish]:
+    def ask(self, table: Table, reading: Reading, settings: Predict) -> tuple[Any, Finish]:
         table.require(settings.text_column, "--text-column")
         texts = table.texts(settings.text_column)
         words, offsets = zip(*map(split_words, texts), strict=True)
-        made = tagging_features(
-            words, reading.tokenizer, reading.max_length, _stride(reading)
-        )
+        made = tagging_features(words, reading.tokenizer, reading.max_length, _stride(reading))
 
         def finish(outputs: Sequence[Any]) -> list[dict[str, Any]]:
             found = word_tags(made, outputs)

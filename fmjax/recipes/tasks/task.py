@@ -7,12 +7,30 @@ from typing import Any, ClassVar, Self
 
 from fmjax.data.tasks import Table, leave_out, overlap, stratified_split
 from fmjax.recipes.tasks.finetune import FinetuneTask
+from fmjax.recipes.tasks.pictures import Shown
 from fmjax.recipes.tasks.predict import Predict
 from fmjax.recipes.tasks.settings import TaskOptimization
 
 Feature = Mapping[str, Any]
 Metrics = dict[str, float]
 Interval = tuple[float, float]
+HEADLINE = (
+    "accuracy",
+    "macro_f1",
+    "matthews_correlation",
+    "precision",
+    "recall",
+    "f1",
+    "micro_f1",
+    "subset_accuracy",
+    "exact_match",
+    "spearman",
+    "pearson",
+    "rmse",
+    "mrr",
+    "accuracy@1",
+)
+
 Finish = Callable[[Sequence[Any]], list[dict[str, Any]]]
 """Picked outputs, a row for each feature → the input's rows with their answers."""
 
@@ -62,15 +80,6 @@ class Prepared:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """A chart: its SVG, and in words what it shows."""
-
-    title: str
-    svg: str
-    alternative: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Measured:
     """How good the answers are.
 
@@ -82,7 +91,7 @@ class Measured:
 
     metrics: Metrics
     intervals: Mapping[str, Interval] = dataclasses.field(default_factory=dict)
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[Shown] = ()
 
 
 class Task(abc.ABC):
@@ -114,6 +123,10 @@ class Task(abc.ABC):
     def metric(self) -> str:
         """What the best checkpoint is chosen by, unless the settings say otherwise."""
 
+    def headline(self, metrics: Metrics) -> Metrics:
+        """The few that are shown while training."""
+        return {k: v for k, v in metrics.items() if k in ("loss", self.metric, *HEADLINE)}
+
     def mode(self, metric: str) -> str:
         """Whether more of a metric is better ("max") or less ("min")."""
         return "min" if metric in ("loss", "rmse", "mae", "mean_absolute_error") else "max"
@@ -140,9 +153,7 @@ class Task(abc.ABC):
           thorough: with intervals and pictures, at the end of a run.
         """
 
-    def ask(
-        self, table: Table, reading: Reading, settings: Predict
-    ) -> tuple[Any, Finish]:
+    def ask(self, table: Table, reading: Reading, settings: Predict) -> tuple[Any, Finish]:
         """Rows without labels as features, and how outputs become answers.
 
         Raises:
