@@ -1,7 +1,7 @@
 """Extractive question answering on the King James Bible: "Whose son was Joshua?" "Nun".
 
-Questions are made from the text's own genealogies and asked over whole chapters, which are read in
-overlapping windows. With files of your own (SQuAD's JSON, or JSON lines): --train FILE --valid FILE.
+Questions are made from the text's own genealogies and asked over passages of eight sentences, the
+long ones read in overlapping windows; a fifth of the passages is held out. With files of your own (SQuAD's JSON, or JSON lines): --train FILE --valid FILE.
 
 - Command: python experiments/questions_kjv.py --model DIR   (any BERT-like directory)
 - Cost: TODO
@@ -19,19 +19,22 @@ from fmjax.data import load_corpus
 from fmjax.recipes import FinetuneTask
 from fmjax.recipes.tasks import Examples, TaskOptimization
 
-DATA = Path("runs/questions_kjv/data")
+DATA = Path("runs/questions_kjv/questions.json")
 SON = re.compile(r"\b([A-Z][a-z]+) the son of ([A-Z][a-z]+)")
 
 
 def write(target: Path) -> None:
-    """train.json and valid.json in SQuAD's format."""
-    target.mkdir(parents=True, exist_ok=True)
-    for split, name in (("train", "train"), ("validation", "valid")):
-        chapters = enumerate(load_corpus("kjv", split))
-        asked = [{"context": text, "qas": questions(f"{name}-{i}", text)} for i, text in chapters]
-        paragraphs = [paragraph for paragraph in asked if paragraph["qas"]]
-        content = {"version": "1.1", "data": [{"title": "KJV", "paragraphs": paragraphs}]}
-        (target / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    """One file in SQuAD's format; passages are eight sentences of a chapter."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    paragraphs = []
+    for text in load_corpus("kjv"):
+        sentences = re.split(r"(?<=[.?!])\s+", text)
+        for i in range(0, len(sentences), 8):
+            passage = " ".join(sentences[i : i + 8])
+            if asked := questions(str(len(paragraphs)), passage):
+                paragraphs.append({"context": passage, "qas": asked})
+    content = {"version": "1.1", "data": [{"title": "KJV", "paragraphs": paragraphs}]}
+    target.write_text(json.dumps(content), encoding="utf-8")
 
 
 def questions(number: str, text: str) -> list[dict[str, Any]]:
@@ -46,7 +49,7 @@ def questions(number: str, text: str) -> list[dict[str, Any]]:
 
 
 def run(settings: FinetuneTask) -> bool:
-    if settings.examples.train.startswith(str(DATA)) and not DATA.exists():
+    if settings.examples.train == str(DATA) and not DATA.exists():
         write(DATA)
     return settings.run()
 
@@ -55,10 +58,8 @@ QUESTIONS = FinetuneTask(
     model=Path("minilm"),
     out=Path("runs/questions_kjv"),
     task="qa",
-    examples=Examples(
-        train=str(DATA / "train.json"), valid=str(DATA / "valid.json"), max_length=192
-    ),
-    optimization=TaskOptimization(steps=400, batch_size=16, learning_rate=3e-4, eval_every=100),
+    examples=Examples(train=str(DATA), valid_fraction=0.2, max_length=256, stride=64),
+    optimization=TaskOptimization(epochs=6.0, batch_size=16, learning_rate=2e-4, eval_every=50),
 )
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from fmjax.recipes.tasks.settings import Adaptation, Examples, TaskOptimization
 class FinetuneTask:
     """Adapt a model to a task: classification, tagging, question answering (qa) or embedding.
 
-    The run's directory gets `model`, which transformers loads (with LoRA also `adapter`, which PEFT
-    loads), metrics.json, report.html and its picture, the log (metrics.jsonl) and checkpoints, of
-    which the best is what is kept in the end. The same command goes on where a stopped run was.
+    The best state by the task's metric is what counts in the end. The run's directory gets it as
+    `model`, which transformers loads (with LoRA also `adapter`, which PEFT loads), its figures
+    (metrics.json), pictures (report.html, picture.png), the log (metrics.jsonl) and checkpoints.
+    The same command goes on where a stopped run was.
 
     Attributes:
       model: Directory of the model to start from.

@@ -72,7 +72,7 @@ def finetune(settings: FinetuneTask) -> Measured | None:
     def measure(variables: Any, thorough: bool = False) -> Measured:
         outputs, means = predictor(variables, held_out)
         found = task.measure(valid, outputs, thorough)
-        return dataclasses.replace(found, metrics={**means, **found.metrics})
+        return dataclasses.replace(found, metrics={"loss": means["loss"], **found.metrics})
 
     metric = settings.optimization.metric or task.metric
     stop = EarlyStopping(metric, task.mode(metric), settings.optimization.patience or None)
