@@ -1,7 +1,8 @@
 """Extractive question answering on the King James Bible: "Whose son was Joshua?" "Nun".
 
 Questions are made from the text's own genealogies and asked over passages of eight sentences, the
-long ones read in overlapping windows; a fifth of the passages is held out. With files of your own (SQuAD's JSON, or JSON lines): --train FILE --valid FILE.
+long ones read in overlapping windows; a fifth of the passages is held out. With files of your own
+(SQuAD's JSON, or JSON lines): --train FILE --valid FILE.
 
 - Command: python experiments/questions_kjv.py --model DIR   (any BERT-like directory)
 - Cost: TODO
