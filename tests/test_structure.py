@@ -21,7 +21,7 @@ ALLOWED = {
     "data": {"core"},
     "train": {"core", "parallel"},
     "generate": {"core", "nn"},
-    "evals": {"core", "generate"},
+    "evals": {"core", "data", "generate"},
     "report": set(),
 }
 FORBIDDEN = {"torch", "transformers", "tensorflow", "peft", "bitsandbytes", "diffusers", "pickle"}

@@ -19,7 +19,7 @@ from fmjax.evals.classification import (
 from fmjax.evals.embeddings import positive_ranks, retrieval_metrics, similarity_metrics
 from fmjax.evals.perplexity import Perplexity, perplexity
 from fmjax.evals.questions import best_null_threshold, question_metrics, question_scores
-from fmjax.evals.tagging import entities, tagging_metrics, word_tags
+from fmjax.evals.tagging import tagging_metrics
 
 __all__ = [
     "Perplexity",
@@ -27,7 +27,6 @@ __all__ = [
     "classification_intervals",
     "classification_metrics",
     "confusion_matrix",
-    "entities",
     "interval",
     "mean_interval",
     "multi_label_metrics",
@@ -41,5 +40,4 @@ __all__ = [
     "sums_interval",
     "tagging_intervals",
     "tagging_metrics",
-    "word_tags",
 ]

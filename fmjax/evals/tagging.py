@@ -6,45 +6,14 @@ that breaks their rules is read as those two read it: "I-PER" after "O" begins a
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from fmjax.core.errors import DataError
+from fmjax.data.tasks.schemes import Entity, entities, split_tag
 from fmjax.evals.arrays import RATES, check_lengths, rates, rates_by_name
 
 Tags = Sequence[Sequence[str]]
-Entity = tuple[str, int, int]
-
-_ENDS = {"E", "L", "S", "U", "O"}
-"""After these nothing goes on."""
-_BEGINS = {"B", "S", "U"}
-
-
-def entities(tags: Sequence[str]) -> list[Entity]:
-    """(type, first, last) of every entity of a sentence, both ends included.
-
-    Raises:
-      DataError: a tag that is not "O" and has no prefix.
-    """
-    found: list[Entity] = []
-    before, kind = "O", ""
-    for i, tag in enumerate(tags):
-        prefix, _, name = tag.partition("-")
-        if prefix not in _ENDS | {"B", "I"}:
-            raise DataError(
-                f"entities: tag {tag!r} is neither O nor B-, I-, E-, S-, L- or U- and a type; "
-                "measure tags of single tokens by their accuracy"
-            )
-        if prefix != "O":
-            if prefix in _BEGINS or before in _ENDS or name != kind:
-                found.append((name, i, i))
-            else:
-                found[-1] = (name, found[-1][1], i)
-        before, kind = prefix, name
-    return found
-
-
 def entity_counts(labels: Tags, predictions: Tags) -> tuple[list[str], np.ndarray]:
     """(types, i64[sentences, types, 3]) with the numbers of right, predicted and actual entities.
 
@@ -57,9 +26,9 @@ def entity_counts(labels: Tags, predictions: Tags) -> tuple[list[str], np.ndarra
             raise DataError(
                 f"metrics: sentence {number} has {len(truth)} labels and {len(chosen)} predictions"
             )
-        actual, predicted = entities(truth), entities(chosen)
+        actual, predicted = _entities(truth), _entities(chosen)
         groups = (set(actual) & set(predicted), predicted, actual)
-        rows.append(tuple(Counter(kind for kind, *_ in group) for group in groups))
+        rows.append(tuple(Counter(entity.type for entity in group) for group in groups))
     types = sorted({kind for row in rows for group in row for kind in group})
     index = {kind: i for i, kind in enumerate(types)}
     counts = np.zeros((len(rows), len(types), 3), np.int64)
@@ -68,6 +37,16 @@ def entity_counts(labels: Tags, predictions: Tags) -> tuple[list[str], np.ndarra
             for kind, n in group.items():
                 counts[number, index[kind], column] = n
     return types, counts
+
+
+def _entities(tags: Sequence[str]) -> list[Entity]:
+    for tag in tags:
+        if not split_tag(tag)[0]:
+            raise DataError(
+                f"entities: tag {tag!r} is neither O nor B-, I-, E-, S-, L- or U- and a type; "
+                "measure tags of single tokens by their accuracy"
+            )
+    return entities(tags)
 
 
 def tagging_metrics(labels: Tags, predictions: Tags) -> dict[str, float]:
@@ -95,31 +74,3 @@ def token_accuracy(labels: Tags, predictions: Tags) -> float:
     pairs = [(a, b) for t, p in zip(labels, predictions, strict=True) for a, b in
              zip(t, p, strict=True)]  # fmt: skip
     return sum(a == b for a, b in pairs) / max(len(pairs), 1)
-
-
-def word_tags(
-    labels: Any, predictions: Any, names: Sequence[str], ignored: int = -100
-) -> tuple[list[list[str]], list[list[str]]]:
-    """Tags of words (labels, predictions) out of those of tokens.
-
-    Args:
-      labels: i[B, T]; `ignored` on all tokens that do not stand for a word.
-      predictions: i[B, T], or logits f[B, T, N].
-      names: of the N tags.
-      ignored: the number that leaves out a token.
-
-    Raises:
-      DataError: shapes that differ.
-    """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    if predictions.ndim == 3:
-        predictions = predictions.argmax(-1)
-    if labels.shape != predictions.shape:
-        raise DataError(
-            f"metrics: labels {list(labels.shape)} and predictions {list(predictions.shape)} differ"
-        )
-    kept = labels != ignored
-    return tuple(
-        [[names[i] for i in row[mask]] for row, mask in zip(ids, kept, strict=True)]
-        for ids in (labels, predictions)
-    )

@@ -4,32 +4,7 @@ import numpy as np
 import pytest
 
 from fmjax.core.errors import DataError
-from fmjax.evals import entities, tagging_metrics, word_tags
-
-
-@pytest.mark.parametrize(
-    ("tags", "expected"),
-    [
-        ("O O", []),
-        ("", []),
-        ("B-A I-A O B-B", [("A", 0, 1), ("B", 3, 3)]),
-        ("B-A B-A I-A", [("A", 0, 0), ("A", 1, 2)]),
-        # What breaks the rules begins an entity.
-        ("O I-A I-A", [("A", 1, 2)]),
-        ("I-A I-B", [("A", 0, 0), ("B", 1, 1)]),
-        ("B-A I-B I-B", [("A", 0, 0), ("B", 1, 2)]),
-        ("B-A E-A S-B B-B E-B", [("A", 0, 1), ("B", 2, 2), ("B", 3, 4)]),
-        ("E-A E-A I-A", [("A", 0, 0), ("A", 1, 1), ("A", 2, 2)]),
-        ("B-A I-A E-A I-A", [("A", 0, 2), ("A", 3, 3)]),
-        ("S-A I-A", [("A", 0, 0), ("A", 1, 1)]),
-        ("B-A L-A U-B I-B", [("A", 0, 1), ("B", 2, 2), ("B", 3, 3)]),
-        # A type may have hyphens, and there may be only one, without a name.
-        ("B-geo-loc I-geo-loc", [("geo-loc", 0, 1)]),
-        ("B I O B", [("", 0, 1), ("", 3, 3)]),
-    ],
-)
-def test_entities(tags, expected):
-    assert entities(tags.split()) == expected
+from fmjax.evals import tagging_metrics
 
 
 def test_against_seqeval():
@@ -78,21 +53,10 @@ def test_no_entities_at_all():
     assert tagging_metrics([[]], [[]])["accuracy"] == 0.0
 
 
-def test_words_out_of_tokens():
-    labels = np.array([[-100, 1, -100, 0], [-100, -100, -100, -100]])
-    logits = np.eye(2)[[[0, 1, 0, 1], [0, 0, 0, 0]]]
-    names = ("O", "B-A")
-    expected = ([["B-A", "O"], []], [["B-A", "B-A"], []])
-    assert word_tags(labels, logits, names) == expected
-    assert word_tags(labels, logits.argmax(-1), names) == expected
-
-
 def test_errors():
     with pytest.raises(DataError, match="tag 'NOUN' is neither O nor B-"):
-        entities(["NOUN"])
+        tagging_metrics([["NOUN"]], [["NOUN"]])
     with pytest.raises(DataError, match="sentence 1 has 2 labels and 1 predictions"):
         tagging_metrics([["O"], ["O", "O"]], [["O"], ["O"]])
     with pytest.raises(DataError, match="no example"):
         tagging_metrics([], [])
-    with pytest.raises(DataError, match=r"labels \[1, 2\] and predictions \[1, 3\]"):
-        word_tags(np.zeros((1, 2)), np.zeros((1, 3)), ("O",))

@@ -11,6 +11,7 @@ from fmjax.core.errors import DataError
 
 PREFIXES = {"BIO": "BI", "IOB1": "BI", "IOBES": "BIES"}
 SCHEMES = (*PREFIXES, "plain")
+_BEGIN, _END = set("BSU"), set("OESLU")  # of an entity; after the latter nothing goes on
 _ALIASES = {"IOB2": "BIO", "BIOES": "IOBES", "POS": "plain"}
 
 
@@ -158,7 +159,8 @@ def entities(tags: Sequence[str], scheme: str = "BIO") -> list[Entity]:
     """The entities that tags spell, also where a model's tags break the scheme.
 
     As the CoNLL evaluation reads them: an entity ends where its type does, and I- or E- after
-    something else begins one. In the plain scheme every word that is not "O" stands alone.
+    something else begins one. L- and U- of BILOU are other names of E- and S-. In the plain scheme
+    every word that is not "O" stands alone.
     """
     if scheme == "plain":
         return [Entity(tag, i, i + 1) for i, tag in enumerate(tags) if tag != "O"]
@@ -166,7 +168,7 @@ def entities(tags: Sequence[str], scheme: str = "BIO") -> list[Entity]:
     last, open_type, first = "O", "", 0
     for i, tag in enumerate([*tags, "O"]):
         prefix, kind = split_tag(tag)
-        begins = prefix in ("B", "S") or last in ("O", "E", "S") or kind != open_type
+        begins = prefix in _BEGIN or last in _END or kind != open_type
         if last != "O" and begins:
             found.append(Entity(open_type, first, i))
         if prefix != "O" and begins:

@@ -96,6 +96,9 @@ def test_iob1_becomes_bio():
         ("S-PER B-LOC I-LOC E-LOC S-LOC", "IOBES", [("PER", 0, 1), ("LOC", 1, 4), ("LOC", 4, 5)]),
         ("B-PER O E-LOC I-LOC E-LOC", "IOBES", [("PER", 0, 1), ("LOC", 2, 3), ("LOC", 3, 5)]),
         ("S-PER I-PER", "IOBES", [("PER", 0, 1), ("PER", 1, 2)]),
+        ("E-A E-A I-A", "IOBES", [("A", 0, 1), ("A", 1, 2), ("A", 2, 3)]),
+        ("B-A L-A U-B I-B", "IOBES", [("A", 0, 2), ("B", 2, 3), ("B", 3, 4)]),  # BILOU
+        ("B-geo-loc I-geo-loc", "BIO", [("geo-loc", 0, 2)]),  # a type may have hyphens
         ("NOUN O NOUN NOUN", "plain", [("NOUN", 0, 1), ("NOUN", 2, 3), ("NOUN", 3, 4)]),
         ("", "BIO", []),
         ("O O", "BIO", []),
