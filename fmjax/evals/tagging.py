@@ -14,6 +14,8 @@ from fmjax.data.tasks.schemes import Entity, entities, split_tag
 from fmjax.evals.arrays import RATES, check_lengths, rates, rates_by_name
 
 Tags = Sequence[Sequence[str]]
+
+
 def entity_counts(labels: Tags, predictions: Tags) -> tuple[list[str], np.ndarray]:
     """(types, i64[sentences, types, 3]) with the numbers of right, predicted and actual entities.
 

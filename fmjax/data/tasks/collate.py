@@ -13,7 +13,7 @@ import numpy as np
 from fmjax.core.errors import DataError
 from fmjax.data.loader import Batch
 
-LENGTH_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+LENGTH_BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 IGNORED = -100  # the label of a token that has none
 
 # {"input_ids": [1, 7, 2], "labels": 1}: what a text becomes, see `task_batches`.
