@@ -96,8 +96,8 @@ def read_classification(
             f'problem_type="{problem_type}" is unknown; use "{SINGLE}", "{MULTI}" or "{REGRESSION}"'
         )
     problem_type = problem_type or SINGLE
-    columns = [text_column, label_column, *([pair_column] if pair_column else [])]
-    table = read_table(name, columns)
+    columns = {text_column: "text_column", label_column: "label_column"}
+    table = read_table(name, columns | ({pair_column: "pair_column"} if pair_column else {}))
     texts = table.texts(text_column)
     pairs = table.texts(pair_column) if pair_column else None
     targets: list

@@ -157,7 +157,7 @@ def split_of(name: str) -> tuple[str, str | None]:
     return "tfds:" * name.startswith("tfds:") + match["name"], match["split"]
 
 
-def read_table(name: str | Path, columns: Sequence[str] = ()) -> Table:
+def read_table(name: str | Path, columns: Mapping[str, str] | Sequence[str] = ()) -> Table:
     """The rows of a file or of a data set.
 
     - `.tsv`, `.csv`, `.jsonl` and `.ndjson` files, each also with `.gz`, in UTF-8. TSV and CSV
@@ -176,7 +176,7 @@ def read_table(name: str | Path, columns: Sequence[str] = ()) -> Table:
 
     Args:
       name: see above.
-      columns: that must be there.
+      columns: that must be there; a mapping gives the arguments that named them, for the remedy.
 
     Raises:
       DataError: no such file, not UTF-8, no rows, an unknown kind; a header with a name twice or
@@ -194,7 +194,7 @@ def read_table(name: str | Path, columns: Sequence[str] = ()) -> Table:
         rows = read_rows(f"{name}:{split}" if split else name)
         table = Table(rows.rows, rows.columns, Origin(name, rows.lines))
     for column in columns:
-        table.require(column)
+        table.require(column, columns[column] if isinstance(columns, Mapping) else "")
     return table
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from fmjax import report as html
 from fmjax.recipes.tasks.finetune import FinetuneTask
@@ -52,6 +51,12 @@ def write_results(
 def _finite(value: float) -> float | None:
     """JSON has no nan."""
     return value if math.isfinite(value) else None
+
+
+def _when(outcome: Outcome) -> str:
+    if outcome.best_step is None:
+        return f"after step {outcome.step}"
+    return f"best after step {outcome.best_step}"
 
 
 def _rows(measured: Measured) -> list[tuple[str, str, str]]:
@@ -124,11 +129,11 @@ def _next(settings: FinetuneTask) -> list[str]:
     return [f"fmjax predict --model {model} --input FILE"]
 
 
-def _print(settings: FinetuneTask, measured: Measured, outcome: Any) -> None:
+def _print(settings: FinetuneTask, measured: Measured, outcome: Outcome) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("figure", title=f"{settings.task}, best after step {outcome.best_step}")
+    table = Table("figure", title=f"{settings.task}, {_when(outcome)}")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right")
     for name, *rest in _rows(measured):

@@ -1,6 +1,7 @@
 """A fine-tuning run on a task, from files to files."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import fmjax
 from fmjax import peft
 from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
+from fmjax.data import TextBatches
 from fmjax.data.tasks import eval_task_batches, task_batches
 from fmjax.models.registry import get_family
 from fmjax.parallel import DEFAULT_RULES, shard_batch
@@ -20,11 +22,21 @@ from fmjax.recipes.tasks.embedding import EmbeddingTask
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.inference import Predictor
 from fmjax.recipes.tasks.results import write_results
-from fmjax.recipes.tasks.task import Measured, Reading, Task
+from fmjax.recipes.tasks.task import Measured, Metrics, Reading, Task
 from fmjax.recipes.tasks.tasks import TASKS
 from fmjax.recipes.tasks.vectors import write_pooling
 from fmjax.recipes.training import METRICS
-from fmjax.train import EarlyStopping, adamw, fit, layerwise_decay, make_step, schedules
+from fmjax.train import (
+    EarlyStopping,
+    Outcome,
+    Step,
+    TrainState,
+    adamw,
+    fit,
+    layerwise_decay,
+    make_step,
+    schedules,
+)
 from fmjax.train.checkpoint import Checkpointer
 from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
 
@@ -75,13 +87,49 @@ def finetune(settings: FinetuneTask) -> Measured | None:
         return dataclasses.replace(found, metrics={"loss": means["loss"], **found.metrics})
 
     metric = settings.optimization.metric or task.metric
-    stop = EarlyStopping(metric, task.mode(metric), settings.optimization.patience or None)
+    if settings.optimization.metric or task.head is None:
+        before = task.headline(measure(state.variables).metrics)
+        if metric not in before:
+            raise ConfigError(f"--metric {metric} is none of this task's: {', '.join(before)}")
+        print("before training: " + ", ".join(f"{k} {v:.4f}" for k, v in before.items()))
+    outcome = _train(
+        settings,
+        step,
+        state,
+        batches,
+        steps=steps,
+        evaluate=lambda state: task.headline(measure(state.variables).metrics),
+        eval_every=settings.eval_every(len(train.features)),
+        stop=EarlyStopping(metric, task.mode(metric), settings.optimization.patience or None),
+        config=model.config.to_hf(),
+    )
+    if outcome is None:
+        return None
+    measured = measure(outcome.state.variables, thorough=True)
+    _export(settings, task, model, outcome.state.variables, spec)
+    write_results(settings, measured, metric, outcome, trained, notes)
+    return measured
+
+
+def _train(
+    settings: FinetuneTask,
+    step: Step,
+    state: TrainState,
+    batches: TextBatches,
+    *,
+    steps: int,
+    evaluate: Callable[[TrainState], Metrics],
+    eval_every: int,
+    stop: EarlyStopping,
+    config: dict[str, Any],
+) -> Outcome | None:
+    """Trains to the end; the outcome's state is the best one. None if a signal came before."""
     out = Path(settings.out)
     checkpointer = Checkpointer(
         out / "checkpoints",
         keep=1,
         best=stop.best,
-        config={**settings.record(), "architecture": model.config.to_hf()},
+        config={**settings.record(), "architecture": config},
         base=str(settings.model),
     )
     loggers = [JsonlLogger(out / METRICS)]
@@ -94,8 +142,8 @@ def finetune(settings: FinetuneTask) -> Measured | None:
             batches,
             steps=steps,
             checkpointer=checkpointer,
-            evaluate=lambda state: task.headline(measure(state.variables).metrics),
-            eval_every=settings.eval_every(len(train.features)),
+            evaluate=evaluate,
+            eval_every=eval_every,
             stop_early=stop,
             log_every=settings.log_every,
             loggers=loggers,
@@ -103,14 +151,13 @@ def finetune(settings: FinetuneTask) -> Measured | None:
         if outcome.stopped:
             print(f"stopped after step {outcome.step}; the same command goes on from there")
             return None
-        best = outcome.best(release=True)
+        if outcome.best_step is None:
+            print(f"note: {stop.metric} was never a finite number; the last state is kept")
+            return outcome
+        return dataclasses.replace(outcome, state=outcome.best(release=True))
     finally:
         checkpointer.close()
         batches.close()
-    measured = measure(best.variables, thorough=True)
-    _export(settings, task, model, best.variables, spec)
-    write_results(settings, measured, metric, outcome, trained, notes)
-    return measured
 
 
 def _check(settings: FinetuneTask) -> None:
