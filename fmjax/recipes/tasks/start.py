@@ -12,10 +12,12 @@ from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.models.registry import get_family
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.peft.base import Base
+from fmjax.recipes import training
 from fmjax.recipes.models import compute_dtype, parse_mesh
+from fmjax.recipes.options import Optimization
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.task import Task
-from fmjax.train import adamw, layerwise_decay, schedules
+from fmjax.train import adamw, layerwise_decay
 
 # Where LoRA goes by default: the projections onto queries and values, in the families' own names.
 QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "c_attn", "query_key_value")
@@ -106,13 +108,12 @@ def optimizer(settings: FinetuneTask, rate: Any, layers: int) -> optax.GradientT
 
 def schedule(settings: FinetuneTask, steps: int) -> optax.Schedule:
     """The learning rate by update."""
-    optimization, peak = settings.optimization, settings.learning_rate
-    warmup = round(optimization.warmup_fraction * steps)
-    match optimization.schedule:
-        case "linear":
-            return schedules.linear(peak, steps, warmup=warmup)
-        case "cosine":
-            return schedules.warmup_cosine(peak, steps, warmup=warmup)
-        case "constant":
-            return schedules.constant(peak, warmup=warmup)
-    raise ConfigError(f"no schedule {optimization.schedule!r}; use linear, cosine or constant")
+    optimization = settings.optimization
+    return training.schedule(
+        Optimization(
+            steps=steps,
+            learning_rate=settings.learning_rate,
+            schedule=optimization.schedule,
+            warmup=round(optimization.warmup_fraction * steps),
+        )
+    )
