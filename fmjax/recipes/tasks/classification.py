@@ -19,7 +19,7 @@ from fmjax.data.tasks import (
 from fmjax.evals.classification import spearman
 from fmjax.objectives import SequenceClassification
 from fmjax.recipes.tasks.finetune import FinetuneTask
-from fmjax.recipes.tasks.pictures import confusion_picture
+from fmjax.recipes.tasks.pictures import confusion_picture, scores_picture
 from fmjax.recipes.tasks.predict import Predict
 from fmjax.recipes.tasks.settings import TaskOptimization
 from fmjax.recipes.tasks.task import Finish, Measured, Prepared, Reading, Task, read_split
@@ -101,14 +101,19 @@ class ClassificationTask(Task):
         labels, found = prepared.examples.labels, np.stack(outputs).astype(np.float64)
         if self.problem_type == "regression":
             metrics = evals.regression_metrics(labels, found)
-            scores = evals.interval(spearman, np.ravel(labels), found.ravel()) if thorough else None
-            return Measured(metrics, {"spearman": scores} if thorough else {})
+            if not thorough:
+                return Measured(metrics)
+            intervals = {"spearman": evals.interval(spearman, np.ravel(labels), found.ravel())}
+            figures = {"spearman": metrics["spearman"], "pearson": metrics["pearson"]}
+            return Measured(metrics, intervals, [scores_picture(figures, intervals, "Correlation")])
         if self.problem_type == "multi_label_classification":
             metrics = evals.multi_label_metrics(labels, found, self.names)
             if not thorough:
                 return Measured(metrics)
             right = np.all((found > 0) == np.asarray(labels, bool), -1)
-            return Measured(metrics, {"subset_accuracy": evals.mean_interval(right)})
+            intervals = {"subset_accuracy": evals.mean_interval(right)}
+            f1 = {name: metrics[f"f1/{name}"] for name in self.names}
+            return Measured(metrics, intervals, [scores_picture(f1, {}, "F1 of each label")])
         metrics = evals.classification_metrics(labels, found, self.names)
         if not thorough:
             return Measured(metrics)

@@ -10,7 +10,7 @@ import optax
 import fmjax
 from fmjax import peft
 from fmjax.core import tree
-from fmjax.core.errors import CheckpointError, ConfigError
+from fmjax.core.errors import CheckpointError, ConfigError, DataError
 from fmjax.data.tasks import eval_task_batches, task_batches
 from fmjax.models.registry import get_family
 from fmjax.parallel import DEFAULT_RULES, shard_batch
@@ -20,7 +20,7 @@ from fmjax.recipes.tasks.embedding import EmbeddingTask
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.inference import Predictor
 from fmjax.recipes.tasks.results import write_results
-from fmjax.recipes.tasks.task import Measured, Reading, Task
+from fmjax.recipes.tasks.task import Measured, Metrics, Reading, Task
 from fmjax.recipes.tasks.tasks import TASKS
 from fmjax.recipes.tasks.vectors import write_pooling
 from fmjax.recipes.training import METRICS
@@ -75,6 +75,13 @@ def finetune(settings: FinetuneTask) -> Measured | None:
         return dataclasses.replace(found, metrics={"loss": means["loss"], **found.metrics})
 
     metric = settings.optimization.metric or task.metric
+    if settings.optimization.metric:
+        _check_metric(metric, measure(state.variables).metrics)
+
+    def evaluate(state: Any) -> Metrics:
+        metrics = measure(state.variables).metrics
+        return {**task.headline(metrics), metric: metrics[metric]}
+
     stop = EarlyStopping(metric, task.mode(metric), settings.optimization.patience or None)
     out = Path(settings.out)
     checkpointer = Checkpointer(
@@ -94,7 +101,7 @@ def finetune(settings: FinetuneTask) -> Measured | None:
             batches,
             steps=steps,
             checkpointer=checkpointer,
-            evaluate=lambda state: task.headline(measure(state.variables).metrics),
+            evaluate=evaluate,
             eval_every=settings.eval_every(len(train.features)),
             stop_early=stop,
             log_every=settings.log_every,
@@ -103,6 +110,12 @@ def finetune(settings: FinetuneTask) -> Measured | None:
         if outcome.stopped:
             print(f"stopped after step {outcome.step}; the same command goes on from there")
             return None
+        if outcome.best_step is None:
+            raise DataError(
+                f"{metric} was not finite at any evaluation: the labels to measure on are all "
+                "alike, or the training went astray; give others with --valid, or choose another "
+                "--metric or a lower --learning-rate, and another --out"
+            )
         best = outcome.best(release=True)
     finally:
         checkpointer.close()
@@ -135,6 +148,12 @@ def _check(settings: FinetuneTask) -> None:
     mesh = parse_mesh(settings.hardware.mesh)
     row = jax.ShapeDtypeStruct((optimization.batch_size,), "int32")
     shard_batch({"--batch-size": row}, mesh, DEFAULT_RULES, optimization.accumulate)
+
+
+def _check_metric(metric: str, metrics: Metrics) -> None:
+    """Before the training whose best state it chooses, not after the first evaluation of it."""
+    if metric not in metrics:
+        raise ConfigError(f"no metric {metric!r} to choose by; --metric takes {', '.join(metrics)}")
 
 
 def _model(
