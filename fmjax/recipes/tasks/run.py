@@ -79,17 +79,18 @@ def finetune(settings: FinetuneTask) -> Measured | None:
 
     metric = settings.optimization.metric or task.metric
     if settings.optimization.metric or task.head is None:
-        before = task.headline(measure(state.variables).metrics)
+        before = measure(state.variables).metrics
         if metric not in before:
-            raise ConfigError(f"--metric {metric} is none of this task's: {', '.join(before)}")
-        print("before training: " + ", ".join(f"{k} {v:.4f}" for k, v in before.items()))
+            raise ConfigError(f"no metric {metric!r}; --metric takes {', '.join(before)}")
+        shown = task.headline(before, metric).items()
+        print("before training: " + ", ".join(f"{name} {value:.4f}" for name, value in shown))
     outcome = _train(
         settings,
         step,
         state,
         batches,
         steps=steps,
-        evaluate=lambda state: task.headline(measure(state.variables).metrics),
+        evaluate=lambda state: task.headline(measure(state.variables).metrics, metric),
         eval_every=settings.eval_every(len(train.features)),
         stop=EarlyStopping(metric, task.mode(metric), settings.optimization.patience or None),
         config=model.config.to_hf(),
