@@ -136,7 +136,7 @@ class Task(abc.ABC):
         """What the best checkpoint is chosen by, unless the settings say otherwise."""
 
     def headline(self, metrics: Metrics, metric: str) -> Metrics:
-        """The few that are shown while training, that which the best state is chosen by included."""
+        """The few that are shown while training, and the one that the best is chosen by."""
         return {k: v for k, v in metrics.items() if k in ("loss", metric, *HEADLINE)}
 
     def mode(self, metric: str) -> str:
