@@ -10,10 +10,11 @@ Settings can be changed on the command line, as in --steps 2400 --out runs/longe
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from fmjax.cli.main import experiment
 from fmjax.cli.tokenizer import TrainTokenizer
-from fmjax.recipes import Cadence, Data, Optimization, Pretrain
+from fmjax.recipes import Cadence, Data, Hardware, Optimization, Pretrain
 
 TOKENIZER = TrainTokenizer(
     data=("kjv", "movie_reviews"), out=Path("runs/tokenizer-2k"), vocab_size=2048
@@ -37,6 +38,29 @@ PRETRAIN = Pretrain(
 )
 
 
+def scaled(model: str, out: str, batch_size: int, **optimization: Any) -> Pretrain:
+    """A run on web text with a tokenizer of 32,000 ids, sharded over all chips."""
+    return Pretrain(
+        model=model,
+        override=("vocab_size=32000",),
+        tokenizer="runs/tokenizer-32k",
+        out=Path(f"runs/pretrain_{out}"),
+        data=Data(
+            data=("tfds:c4/en",), batch_size=batch_size, sequence_length=2048, streaming=True
+        ),
+        optimization=Optimization(warmup=2000, z_loss=1e-4, **optimization),
+        hardware=Hardware(mesh="fsdp=8", remat="full"),
+        cadence=Cadence(eval_every=1000, checkpoint_every=1000, log_every=20),
+    )
+
+
+SCALES = {
+    "v5e-8": scaled("tinyllama-1.1b", "1b", 256, steps=42_000, learning_rate=4e-4, accumulate=4),
+    "v5p-16": scaled("llama3.2-3b", "3b", 512, steps=62_000, learning_rate=3e-4, accumulate=2),
+    "8xH100": scaled("llama-7b", "7b", 1024, steps=64_000, learning_rate=3e-4, accumulate=8),
+}
+
+
 def run(options: Pretrain) -> bool:
     """Trains the tokenizer too where it is missing."""
     if options.tokenizer == str(TOKENIZER.out) and not TOKENIZER.out.exists():
@@ -45,4 +69,4 @@ def run(options: Pretrain) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(experiment(PRETRAIN, __doc__, run))
+    sys.exit(experiment(PRETRAIN, __doc__, run, scales=SCALES))

@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Union
 
 DESCRIPTION = """One functional JAX library for foundation models: load, pretrain, adapt, measure,
@@ -57,6 +57,7 @@ def experiment(
     description: str,
     run: Callable[[Any], Any] = lambda options: options.run(),
     argv: Sequence[str] | None = None,
+    scales: Mapping[str, Any] | None = None,
 ) -> int:
     """Runs a file of `experiments/`: its settings, changed by the command line.
 
@@ -65,6 +66,7 @@ def experiment(
       description: for `--help`.
       run: what to do with the settings.
       argv: without the program's name; None reads `sys.argv`.
+      scales: other defaults by name; `--scale NAME` picks one.
 
     Returns:
       The exit code, as of `main`.
@@ -76,15 +78,31 @@ def experiment(
     arguments, debug = _arguments(argv)
 
     def parse() -> Any:
+        chosen, rest = _scale(arguments, defaults, scales or {})
         return tyro.cli(
-            type(defaults),
-            args=arguments,
-            default=defaults,
+            type(chosen),
+            args=rest,
+            default=chosen,
             description=description,
             config=MARKERS,
         )
 
     return execute(lambda: run(parse()), debug)
+
+
+def _scale(
+    arguments: list[str], defaults: Any, scales: Mapping[str, Any]
+) -> tuple[Any, list[str]]:
+    """The defaults that `--scale` picks, and the command line without it."""
+    if "--scale" not in arguments or not scales:
+        return defaults, arguments
+    from fmjax.core.errors import ConfigError
+
+    at = arguments.index("--scale")
+    name = "".join(arguments[at + 1 : at + 2])
+    if name not in scales:
+        raise ConfigError(f"--scale {name}: choose one of {', '.join(scales)}")
+    return scales[name], arguments[:at] + arguments[at + 2 :]
 
 
 def execute(run: Callable[[], Any], debug: bool = False) -> int:
