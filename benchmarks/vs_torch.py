@@ -26,14 +26,23 @@ from typing import Any
 BATCH, LENGTH = 4, 256
 PROMPT, NEW = 128, 128
 VOCABULARY = 50257
+ROWS, WORDS = 8, 128
+BERT_VOCABULARY, MASK = 30522, 103
 
 # Name → (what it measures, unit, divisor of the seconds of a call, bound on the ratio).
 CASES = {
     "train": ("GPT-2 small training step, batch 4 × 256, f32, no dropout", "s", 1.0, 1.0),
     "lora": ("the same with LoRA r=8 on c_attn, against peft", "s", 1.0, 0.8),
+    "mlm": ("BERT-base masked-LM step, batch 8 × 128, f32, dropout 0.1", "s", 1.0, 1.0),
+    "mlm-plain": ("the same without dropout", "s", 1.0, 1.0),
+    "classify": ("MiniLM-L6 classification step, batch 32 × 64, f32, dropout 0.1", "s", 1.0, 1.0),
     "decode-1": ("GPT-2 small, 128 new tokens after 128, batch 1", "ms/token", 1e3 / NEW, 0.6),
     "decode-8": ("GPT-2 small, 128 new tokens after 128, batch 8", "ms/token", 1e3 / NEW, 0.7),
 }
+
+
+# Case → rows and tokens of its batch.
+ENCODERS = {"mlm": (ROWS, WORDS), "mlm-plain": (ROWS, WORDS), "classify": (32, 64)}
 
 
 def fmjax_side(case: str) -> tuple[Callable[[], Any], float | None]:
@@ -41,7 +50,6 @@ def fmjax_side(case: str) -> tuple[Callable[[], Any], float | None]:
     import jax
 
     import fmjax
-    from fmjax.core import tree
     from fmjax.models.gpt2.config import GPT2Config
 
     config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, eos_token_id=None)
@@ -58,8 +66,12 @@ def fmjax_side(case: str) -> tuple[Callable[[], Any], float | None]:
 
         return decode, None
 
-    from fmjax.objectives import CausalLM
     from fmjax.train import adamw, make_step
+
+    if case in ENCODERS:
+        return fmjax_encoder(case)
+
+    from fmjax.objectives import CausalLM
 
     # Saving the matmuls and recomputing what lies between them is the faster choice on a CPU,
     # where elementwise work is cheap beside the traffic of storing its results.
@@ -70,9 +82,16 @@ def fmjax_side(case: str) -> tuple[Callable[[], Any], float | None]:
         variables["adapter"] = fmjax.peft.init(jax.random.key(2), spec, model)
     step = make_step(model, CausalLM(), adamw(1e-4, weight_decay=0.01))
     ids = jax.random.randint(jax.random.key(1), (BATCH, LENGTH), 0, VOCABULARY)
+    return stepping(step, variables, {"input_ids": ids})
+
+
+def stepping(step: Any, variables: Any, batch: Any) -> tuple[Callable[[], Any], float]:
+    """A call that takes one step, and the compiler's peak in bytes."""
+    import jax
+
     held = [step.init(variables, jax.random.key(3))]
     del variables
-    memory = step.lower(held[0], {"input_ids": ids}).compile().memory_analysis()
+    memory = step.lower(held[0], batch).compile().memory_analysis()
     peak = (
         memory.argument_size_in_bytes
         + memory.temp_size_in_bytes
@@ -81,10 +100,40 @@ def fmjax_side(case: str) -> tuple[Callable[[], Any], float | None]:
     )
 
     def train() -> None:
-        held[0], metrics = step(held[0], {"input_ids": ids})
-        jax.block_until_ready((tree.flatten(held[0].variables), metrics))
+        held[0], metrics = step(held[0], batch)
+        jax.block_until_ready((held[0].variables, metrics))
 
     return train, float(peak)
+
+
+def encoder_config(case: str) -> dict[str, Any]:
+    """Fields in which a case's encoder differs from bert-base-uncased; the same on both sides."""
+    if case == "classify":
+        return {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+    rate = 0.1 if case == "mlm" else 0.0
+    return {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
+
+
+def fmjax_encoder(case: str) -> tuple[Callable[[], Any], float]:
+    import jax
+
+    import fmjax
+    from fmjax.models.bert.config import BertConfig
+    from fmjax.objectives import MaskedLM, SequenceClassification
+    from fmjax.train import adamw, make_step
+
+    masked = case != "classify"
+    head = "masked-lm" if masked else "sequence-classification"
+    model = fmjax.build(BertConfig(head=head, **encoder_config(case)))
+    variables = {"params": fmjax.init_params(model, jax.random.key(0))}
+    objective = MaskedLM(MASK, BERT_VOCABULARY) if masked else SequenceClassification()
+    step = make_step(model, objective, adamw(1e-4, weight_decay=0.01))
+    rows = ENCODERS[case]
+    ids = jax.random.randint(jax.random.key(1), rows, 1000, BERT_VOCABULARY)
+    batch = {"input_ids": ids, "attention_mask": jax.numpy.ones(rows, "int32")}
+    if not masked:
+        batch["labels"] = jax.random.randint(jax.random.key(2), rows[:1], 0, 2)
+    return stepping(step, variables, batch)
 
 
 def torch_side(case: str) -> tuple[Callable[[], Any], float | None]:
@@ -93,6 +142,8 @@ def torch_side(case: str) -> tuple[Callable[[], Any], float | None]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
+    if case in ENCODERS:
+        return torch_encoder(case)
     model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
     if case.startswith("decode"):
         model.eval()
@@ -118,18 +169,54 @@ def torch_side(case: str) -> tuple[Callable[[], Any], float | None]:
             task_type="CAUSAL_LM",
         )
         model = peft.get_peft_model(model, lora)
+    ids = torch.randint(0, VOCABULARY, (BATCH, LENGTH))
+    return torch_stepping(model, lambda: model(input_ids=ids, labels=ids).loss), None
+
+
+def torch_stepping(model: Any, loss: Callable[[], Any]) -> Callable[[], Any]:
+    """A call that takes one step of AdamW."""
+    import torch
+
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), fused=True)
-    ids = torch.randint(0, VOCABULARY, (BATCH, LENGTH))
 
     def train() -> None:
         optimizer.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
+        loss().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
 
-    return train, None
+    return train
+
+
+def torch_encoder(case: str) -> tuple[Callable[[], Any], None]:
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+    masked = case != "classify"
+    kind = BertForMaskedLM if masked else BertForSequenceClassification
+    model = kind(BertConfig(**encoder_config(case)))
+    rows = ENCODERS[case]
+    ids = torch.randint(1000, BERT_VOCABULARY, rows)
+    mask = torch.ones_like(ids)
+    if not masked:
+        labels = torch.randint(0, 2, rows[:1])
+        return torch_stepping(
+            model, lambda: model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        ), None
+
+    def masked_loss() -> Any:
+        # As DataCollatorForLanguageModeling hides tokens: 15 %, of these 80 / 10 / 10.
+        chosen = torch.rand(rows) < 0.15
+        fate = torch.rand(rows)
+        hidden = torch.where(fate < 0.9, torch.randint(0, BERT_VOCABULARY, rows), ids)
+        hidden = torch.where(fate < 0.8, MASK, hidden)
+        labels = torch.where(chosen, ids, -100)
+        inputs = torch.where(chosen, hidden, ids)
+        return model(input_ids=inputs, attention_mask=mask, labels=labels).loss
+
+    return torch_stepping(model, masked_loss), None
 
 
 def reset_peak() -> None:

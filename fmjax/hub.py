@@ -243,6 +243,8 @@ def carry(source: str | Path, target: Path) -> None:
 def _build(
     directory: Path, raw: Mapping[str, Any], override: Mapping[str, Any] | None, **execution: Any
 ) -> nn.Module:
+    if "head" in (override or {}):
+        raw = {k: v for k, v in raw.items() if k != "architectures"}
     try:
         config = get_family(raw["model_type"]).config.from_hf(raw)
     except ConfigError as e:

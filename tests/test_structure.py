@@ -15,13 +15,13 @@ ALLOWED = {
     "nn": {"core"},
     "models": {"core", "nn", "convert"},
     "convert": {"core"},
-    "objectives": {"core"},
+    "objectives": {"core", "nn"},
     "peft": {"core", "nn", "convert", "models", "parallel"},
     "parallel": {"core"},
     "data": {"core"},
     "train": {"core", "parallel"},
     "generate": {"core", "nn"},
-    "evals": {"core", "generate"},
+    "evals": {"core", "data", "generate"},
     "report": set(),
 }
 FORBIDDEN = {"torch", "transformers", "tensorflow", "peft", "bitsandbytes", "diffusers", "pickle"}

@@ -24,6 +24,8 @@ COMMANDS = {
     "train": "fmjax.recipes:Pretrain",
     "finetune": "fmjax.recipes:Finetune",
     "eval": "fmjax.cli.evaluate:Evaluate",
+    "predict": "fmjax.recipes:Predict",
+    "embed": "fmjax.recipes:Embed",
     "generate": "fmjax.cli.generate:Generate",
     "merge": "fmjax.cli.merge:Merge",
     "convert": "fmjax.cli.convert:Convert",
@@ -145,7 +147,10 @@ def _parse(arguments: list[str]) -> Any:
 
     if arguments and arguments[0] in COMMANDS:
         name, *rest = arguments
-        return tyro.cli(_load(name), prog=f"fmjax {name}", args=rest, config=MARKERS)
+        kind = _load(name)
+        if name == "finetune" and any(word.split("=")[0] == "--task" for word in rest):
+            kind = importlib.import_module("fmjax.recipes").FinetuneTask
+        return tyro.cli(kind, prog=f"fmjax {name}", args=rest, config=MARKERS)
     # Anything else ends in the overview, in which every command has one line.
     kinds = {name: _load(name) for name in COMMANDS}
     named = [

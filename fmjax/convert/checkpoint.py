@@ -130,7 +130,7 @@ def match(
       rows: the weights map.
       flat: {path: leaf with shape and dtype} of the model's parameters.
       head_tensors: names of what belongs to heads, where files may hold those of another head:
-        tensors that the model has no parameter for are then left alone.
+        tensors of modules that the model does not have are then left alone.
       new_head: parameters of a head are left out of the result where the files lack them, or hold
         them in another shape (another number of labels).
 
@@ -141,7 +141,9 @@ def match(
     rest = _unfused(tensors, rows)
     matches: list[Match] = []
     copies: list[Match] = []
+    expected: list[str] = []
     for target in targets(rows, flat):
+        expected += target.keys
         found = [_take(rest, key, target.row) for key in target.keys]
         missing = [key for key, t in zip(target.keys, found, strict=True) if t is None]
         if target.row.copy:
@@ -154,8 +156,11 @@ def match(
             raise CheckpointError(_missing(missing[0], target, tensors, of_head))
         else:
             matches.append(_checked(target, found, flat[target.path].dtype))
+    # What is left of a head that the model has (a bias, say) would change what it computes.
+    own = set() if new_head else {_module(key) for key in expected}
     for name, tensor in rest.items():
-        if not BUFFERS.search(name) and not _found(head_tensors, name):
+        of_other_head = _found(head_tensors, name) and _module(name) not in own
+        if not BUFFERS.search(name) and not of_other_head:
             raise CheckpointError(
                 f"{tensor.file} holds {name!r}, which this configuration has no parameter for; "
                 "check config.json (architectures, biases, number of layers, tied embeddings, "
@@ -174,16 +179,14 @@ def _unfused(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> dict[str, Te
     for row in rows:
         if row.fused is None:
             continue
-        # With or without the name of the base model, as for any tensor.
-        base, _, name = row.fused.hf.partition(".")
-        numbered = re.escape(name).replace(re.escape(LAYER), r"(\d+)")
-        pattern = rf"({base}\.)?{numbered}"
+        names = (re.escape(name) for name in _spellings(row.fused.hf, row))
+        pattern = "|".join(names).replace(re.escape(LAYER), r"(\d+)")
         for whole in tensors.values():
             if not (found := re.fullmatch(pattern, whole.name)):
                 continue
             rest.pop(whole.name, None)
             for expert, part in enumerate(_parts(whole, row)):
-                key = row.hf.format(layer=found[2], expert=expert)
+                key = row.hf.format(layer=found[found.lastindex], expert=expert)
                 if key in rest:
                     raise CheckpointError(
                         f"{whole.file} holds both {key!r} and {whole.name!r}, one parameter twice; "
@@ -213,13 +216,22 @@ def _found(pattern: re.Pattern[str] | None, name: str) -> bool:
     return pattern is not None and pattern.search(name) is not None
 
 
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 def _fits(target: Target, found: Sequence[Tensor | None]) -> bool:
     return all(t is not None and t.shape == target.file_shape for t in found)
 
 
+def _spellings(name: str, row: Row) -> list[str]:
+    """The names under which files may hold a tensor of this row, its own first."""
+    others = row.aliases(name) if row.aliases else ()
+    return list(dict.fromkeys([name, name.partition(".")[2], *others]))
+
+
 def _take(rest: dict[str, Tensor], key: str, row: Row) -> Tensor | None:
-    spellings = [key, key.partition(".")[2], *(row.aliases(key) if row.aliases else ())]
-    hits = [name for name in dict.fromkeys(spellings) if name in rest]
+    hits = [name for name in _spellings(key, row) if name in rest]
     if len(hits) > 1:
         raise CheckpointError(
             f"{rest[hits[0]].file} holds both {hits[0]!r} and {hits[1]!r}, one parameter twice; "

@@ -145,7 +145,7 @@ class JsonlSource:
             examples = []
             for number, line in enumerate(read_text(path).split("\n"), 1):
                 if line.strip():
-                    examples.append(_pick(_parse(line, path, number), fields, path, number))
+                    examples.append(_pick(parse_line(line, path, number), fields, path, number))
             self._examples += _nonempty(examples, path, "lines")
 
     def __len__(self) -> int:
@@ -155,7 +155,8 @@ class JsonlSource:
         return self._examples[index]
 
 
-def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
+def parse_line(line: str, path: str | Path, number: int) -> dict[str, Any]:
+    """The object on one line of JSON, or DataError naming the file and the line."""
     try:
         example = json.loads(line)
     except json.JSONDecodeError as e:
@@ -242,6 +243,16 @@ class TfdsSource:
                 f'TFDS data set "{name}" has no feature "{sorted(missing)[0]}"; it has '
                 f"{', '.join(sorted(self._data[0]))}"
             )
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the classes of each feature that is a ClassLabel, or a sequence of them."""
+        found = {}
+        for name, feature in self._data.dataset_info.features.items():
+            names = getattr(getattr(feature, "feature", feature), "names", None)
+            if names:
+                found[name] = tuple(names)
+        return found
 
     def __len__(self) -> int:
         return len(self._data)

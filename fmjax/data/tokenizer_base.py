@@ -143,3 +143,13 @@ def check_text(text: Any) -> None:
     """Raises TokenizerError if `text` is not a string."""
     if not isinstance(text, str):
         raise TokenizerError(f"cannot tokenize a {type(text).__name__}; give a string")
+
+
+def check_words(words: Any) -> list[str]:
+    """The words as a list; raises TokenizerError if they are anything but strings."""
+    if isinstance(words, str):
+        raise TokenizerError("cannot take a string for a list of words; split it first")
+    words = list(words)
+    for word in words:
+        check_text(word)
+    return words

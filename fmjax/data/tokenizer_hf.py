@@ -1,12 +1,15 @@
 """Tokenizers of the `tokenizers` library: `tokenizer.json`, or GPT-2's vocabulary and merges."""
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fmjax.core.errors import TokenizerError
 from fmjax.data import tokenizer_files
-from fmjax.data.tokenizer_base import TokenizerBase, check_text
+from fmjax.data.encoding import Encoding, WordEncoding
+from fmjax.data.tokenizer_base import TokenizerBase, check_text, check_words
 
 # Files that only other programs read; a loaded tokenizer carries them to where it is saved.
 _COMPANIONS = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
@@ -140,6 +143,43 @@ class HFTokenizer(TokenizerBase):
         )
         return [e.ids for e in encoded]
 
+    def encode_with_offsets(self, texts: Sequence[str | tuple[str, str]]) -> list[Encoding]:
+        """Encodings of texts or of pairs, whole and with special tokens, in parallel."""
+        for text in texts:
+            for part in text if isinstance(text, tuple) else (text,):
+                check_text(part)
+        return [_encoding(e) for e in self._backend.encode_batch(list(texts))]
+
+    def encode_words_with_offsets(self, sentences: Sequence[Sequence[str]]) -> list[WordEncoding]:
+        """Encodings of sentences given as words, and the word number of each token."""
+        given = [check_words(words) for words in sentences]
+        if not self._words_need_space:
+            return [(_encoding(e), e.word_ids) for e in self._encode_split(given)]
+        # A special token as a word stands alone: a space before it would be a token of its own.
+        special = tuple(t.content for t in self._backend.get_added_tokens_decoder().values())
+        bare = (" ", *special)
+        spaced = [[w if not w or w.startswith(bare) else f" {w}" for w in ws] for ws in given]
+        out = []
+        for before, after, e in zip(given, spaced, self._encode_split(spaced), strict=True):
+            offsets = e.offsets
+            for i, word in enumerate(e.word_ids):
+                if word is not None and len(after[word]) > len(before[word]):
+                    # The added space counts as part of the word's first character.
+                    start, stop = offsets[i]
+                    offsets[i] = (start - 1, stop - 1) if start else (0, max(stop - 1, 1))
+            out.append((dataclasses.replace(_encoding(e), offsets=offsets), e.word_ids))
+        return out
+
+    def _encode_split(self, sentences: Sequence[list[str]]) -> list:
+        return self._backend.encode_batch(list(sentences), is_pretokenized=True)
+
+    @functools.cached_property
+    def _words_need_space(self) -> bool:
+        """Whether words encoded one by one are not what they are within a text."""
+        text = self._backend.encode("a a", add_special_tokens=False)
+        words = self._backend.encode(["a", "a"], is_pretokenized=True, add_special_tokens=False)
+        return text.ids != words.ids
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`."""
         ids = [int(i) for i in ids]
@@ -152,6 +192,10 @@ class HFTokenizer(TokenizerBase):
     def _files(self) -> dict[str, bytes]:
         content = self._backend.to_str(pretty=True).encode()
         return {**self._companions, "tokenizer.json": content}
+
+
+def _encoding(encoded) -> Encoding:
+    return Encoding(encoded.ids, encoded.type_ids, encoded.sequence_ids, encoded.offsets)
 
 
 _CLEAN_UP = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),

@@ -7,7 +7,8 @@ from typing import Any
 
 from fmjax.core.errors import TokenizerError
 from fmjax.data import tokenizer_files
-from fmjax.data.tokenizer_base import TokenizerBase, check_text
+from fmjax.data.encoding import Encoding, WordEncoding
+from fmjax.data.tokenizer_base import TokenizerBase, check_text, check_words
 
 _SPACE = "\u2581"  # SentencePiece writes a space as ▁
 
@@ -116,6 +117,74 @@ class SentencePieceTokenizer(TokenizerBase):
         bos = [self.bos_token_id] if self.config["add_bos_token"] else []
         eos = [self.eos_token_id] if self.config["add_eos_token"] else []
         return bos + ids + eos
+
+    def encode_with_offsets(self, texts: Sequence[str | tuple[str, str]]) -> list[Encoding]:
+        """Encodings of texts or of pairs, whole and with special tokens; all of type 0."""
+        out = []
+        for text in texts:
+            parts = text if isinstance(text, tuple) else (text,)
+            out.append(self._frame([self._tokens(part) for part in parts]))
+        return out
+
+    def encode_words_with_offsets(self, sentences: Sequence[Sequence[str]]) -> list[WordEncoding]:
+        """Encodings of sentences given as words, and the word number of each token."""
+        space = "" if self._dummy_prefix else " "
+        bare = (" ", *self._special)
+        out = []
+        for words in map(check_words, sentences):
+            tokens, numbers = [], []
+            for number, word in enumerate(words):
+                added = space if word and not word.startswith(bare) else ""
+                shift = len(added)
+                for i, (start, stop) in self._tokens(added + word):
+                    # The added space counts as part of the word's first character.
+                    tokens.append((i, (max(start - shift, 0), max(stop - shift, shift))))
+                    numbers.append(number)
+            encoding = self._frame([tokens])
+            own = iter(numbers)
+            out.append(
+                (encoding, [None if s is None else next(own) for s in encoding.sequence_ids])
+            )
+        return out
+
+    def _frame(self, texts: Sequence[list[tuple[int, tuple[int, int]]]]) -> Encoding:
+        """Each text between BOS and EOS, where those are added."""
+        rows: list[tuple[int, int | None, tuple[int, int]]] = []
+        for number, tokens in enumerate(texts):
+            if self.config["add_bos_token"]:
+                rows.append((self.bos_token_id, None, (0, 0)))
+            rows += [(i, number, span) for i, span in tokens]
+            if self.config["add_eos_token"]:
+                rows.append((self.eos_token_id, None, (0, 0)))
+        ids, sequences, spans = (list(column) for column in zip(*rows, strict=True)) if rows else (
+            [], [], []
+        )  # fmt: skip
+        return Encoding(ids, [0] * len(ids), sequences, spans)
+
+    def _tokens(self, text: str) -> list[tuple[int, tuple[int, int]]]:
+        """Id and characters of each token."""
+        check_text(text)
+        tokens, start = [], 0
+        for match in self._split.finditer(text):
+            tokens += self._stretch(text, start, match.start())
+            tokens.append((self._special[match.group()], match.span()))
+            start = match.end()
+        return tokens + self._stretch(text, start, len(text))
+
+    def _stretch(self, text: str, start: int, stop: int) -> list[tuple[int, tuple[int, int]]]:
+        from sentencepiece import sentencepiece_pb2
+
+        part = text[start:stop]
+        encoded = self._sp.encode(part, out_type="serialized_proto")
+        # SentencePiece counts bytes.
+        char = [i for i, c in enumerate(part, start) for _ in range(len(c.encode()))] + [stop]
+        tokens = []
+        for piece in sentencepiece_pb2.SentencePieceText.FromString(encoded).pieces:
+            first, last = char[piece.begin], char[piece.end]
+            if first == last:  # all but the last byte of a character; a lone dummy prefix
+                last = min(first + 1, stop)
+            tokens.append((piece.id, (first, last)))
+        return tokens
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; a run of byte pieces that is not UTF-8 becomes one U+FFFD a byte."""

@@ -228,7 +228,7 @@ def _prepare(
     if config.head != "causal-lm":
         raise ConfigError(
             f"{type(model).__name__} with head={config.head!r} does not predict the next token; "
-            "generate with a decoder"
+            "generate with a causal language model"
         )
     if "params" not in variables:
         raise ConfigError('variables has no "params"; pass {"params": params}')

@@ -8,13 +8,12 @@ from typing import Any, ClassVar, Self
 from fmjax.core.errors import ConfigError
 
 # Keys of a config.json that do not change what the model computes here: bookkeeping, generation
-# defaults (which live in generation_config.json), label names, and switches of the reference's own
-# execution.
+# defaults (which live in generation_config.json), and switches of the reference's own execution.
 BOOKKEEPING = frozenset(
     """
     _name_or_path _attn_implementation architectures auto_map chunk_size_feed_forward dtype
-    id2label label2id model_type output_attentions
-    output_hidden_states problem_type return_dict task_specific_params torch_dtype
+    model_type output_attentions
+    output_hidden_states return_dict task_specific_params torch_dtype
     torchscript transformers_version transformers.js_config use_bfloat16 use_cache use_return_dict
     finetuning_task tokenizer_class unsloth_version unsloth_fixed
     bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample
@@ -46,7 +45,8 @@ class ModelConfig:
     Attributes:
       HARMLESS: keys of its config.json that change nothing here.
       FIXED: keys whose only supported values are listed; extends and overrides `NEUTRAL`.
-      head: what stands on the hidden states. A family with several makes it a field.
+      head: what stands on the hidden states. Families with several have a field for it, see
+        `fmjax.models.heads`.
     """
 
     HARMLESS: ClassVar[frozenset[str]] = frozenset()

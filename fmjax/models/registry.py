@@ -12,23 +12,22 @@ from fmjax.core import tree
 from fmjax.core.errors import ConfigError
 from fmjax.core.execution import Execution
 from fmjax.models.config import ModelConfig
+from fmjax.models.heads import Architectures, HeadedConfig
 from fmjax.nn.param import abstract
 
-# model_type of a config.json → (module below fmjax.models, config class, model class,
-# class that transformers names in `architectures`; None: one for each head, in the config module's
-# ARCHITECTURES).
+# model_type of a config.json → (module below fmjax.models, config class, model class).
 _FAMILIES = {
-    "bert": ("bert", "BertConfig", "Bert", None),
-    "falcon": ("falcon", "FalconConfig", "Falcon", "FalconForCausalLM"),
-    "gemma": ("gemma", "GemmaConfig", "Gemma", "GemmaForCausalLM"),
-    "gemma2": ("gemma", "GemmaConfig", "Gemma", "Gemma2ForCausalLM"),
-    "gpt2": ("gpt2", "GPT2Config", "GPT2", "GPT2LMHeadModel"),
-    "llama": ("llama", "LlamaConfig", "Llama", "LlamaForCausalLM"),
-    "mistral": ("llama", "LlamaConfig", "Llama", "MistralForCausalLM"),
-    "mixtral": ("mixtral", "MixtralConfig", "Mixtral", "MixtralForCausalLM"),
-    "qwen2": ("qwen", "QwenConfig", "Qwen", "Qwen2ForCausalLM"),
-    "qwen3": ("qwen", "QwenConfig", "Qwen", "Qwen3ForCausalLM"),
-    "roberta": ("bert", "BertConfig", "Bert", None),
+    "bert": ("bert", "BertConfig", "Bert"),
+    "falcon": ("falcon", "FalconConfig", "Falcon"),
+    "gemma": ("gemma", "GemmaConfig", "Gemma"),
+    "gemma2": ("gemma", "GemmaConfig", "Gemma"),
+    "gpt2": ("gpt2", "GPT2Config", "GPT2"),
+    "llama": ("llama", "LlamaConfig", "Llama"),
+    "mistral": ("llama", "LlamaConfig", "Llama"),
+    "mixtral": ("mixtral", "MixtralConfig", "Mixtral"),
+    "qwen2": ("qwen", "QwenConfig", "Qwen"),
+    "qwen3": ("qwen", "QwenConfig", "Qwen"),
+    "roberta": ("bert", "BertConfig", "Bert"),
 }
 
 
@@ -43,20 +42,20 @@ class Family:
       architectures: head → the transformers class that reads its exports.
       stack: name of the layer stack among the parameters.
       rows: config → rows of the weights map (`fmjax.convert.Row`).
-      head_tensors: names in the files of what belongs to heads, where a family has several.
+      head_tensors: names in the files of what belongs to heads.
       presets: published sizes by name.
     """
 
     name: str
-    config: type[ModelConfig]
+    config: type[HeadedConfig]
     model: type[nn.Module]
-    architectures: Mapping[str | None, str]
+    architectures: Architectures
     stack: str
     rows: Callable[[Any], Sequence[Any]]
-    head_tensors: re.Pattern[str] | None
+    head_tensors: re.Pattern[str]
     presets: Mapping[str, ModelConfig]
 
-    def architecture(self, config: ModelConfig) -> str:
+    def architecture(self, config: HeadedConfig) -> str:
         """The transformers class that reads the exports of a model with this config."""
         return self.architectures[config.head]
 
@@ -70,27 +69,23 @@ def get_family(model_type: str) -> Family:
     if model_type not in _FAMILIES:
         known = ", ".join(sorted(_FAMILIES))
         raise ConfigError(f"model_type {model_type!r} is not supported; fmjax reads {known}")
-    package, config, model, architecture = _FAMILIES[model_type]
+    package, config, model = _FAMILIES[model_type]
     config_module, model_module = (
         importlib.import_module(f"fmjax.models.{package}.{part}") for part in ("config", "model")
     )
 
-    if architecture is None:
-        architectures = config_module.ARCHITECTURES[model_type]
-    else:
-        architectures = {ModelConfig.head: architecture}
-
     def rows(config: ModelConfig) -> Sequence[Any]:
         return importlib.import_module(f"fmjax.models.{package}.weights").rows(config)
 
+    config_cls: type[HeadedConfig] = getattr(config_module, config)
     return Family(
         name=model_type,
-        config=getattr(config_module, config),
+        config=config_cls,
         model=getattr(model_module, model),
-        architectures=architectures,
+        architectures=config_cls.ARCHITECTURES[model_type],
         stack=model_module.STACK,
         rows=rows,
-        head_tensors=getattr(config_module, "HEAD_TENSORS", None),
+        head_tensors=config_cls.HEAD_TENSORS,
         presets=config_module.PRESETS,
     )
 

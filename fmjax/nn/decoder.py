@@ -11,8 +11,8 @@ import numpy as np
 
 from fmjax.core.errors import DataError
 from fmjax.core.execution import Execution
+from fmjax.nn.decoder_heads import Decoded, Output, put_head
 from fmjax.nn.masks import Mask
-from fmjax.nn.outputs import CausalLMOutput
 
 
 @flax.struct.dataclass
@@ -100,7 +100,7 @@ def decoder_context(
 
 
 class DecoderModel(nn.Module):
-    """Base of the decoders with a language-model head: what goes in, stated once.
+    """Base of the decoders: what goes in and what head stands on top, stated once.
 
     A family defines `decode`, which is called inside the compact `__call__` and creates its modules
     there.
@@ -124,8 +124,8 @@ class DecoderModel(nn.Module):
         output_hidden_states: bool = False,
         logits_to_keep: int = 0,
         **options: Any,
-    ) -> CausalLMOutput:
-        """Runs the decoder.
+    ) -> Output:
+        """Runs the decoder and the head.
 
         Args:
           input_ids: i32 [B, T].
@@ -134,31 +134,33 @@ class DecoderModel(nn.Module):
           segment_ids: i32 [B, T], documents packed into a row (0 is padding).
           cache_index: the slot of the first token in the cache; None runs without one.
           output_hidden_states: return every layer's output too.
-          logits_to_keep: compute logits of this many last positions only; 0 means all.
+          logits_to_keep: compute logits of this many last positions only (of a language model);
+            0 means all.
           **options: of the family's `decode`.
+
+        Returns:
+          The output of `config.head`, see `fmjax.nn.outputs` and `put_head`.
+
+        Raises:
+          DataError: inputs that do not fit together.
+          ConfigError: logits_to_keep for another head than the language model's.
         """
         positions, ctx = decoder_context(
             input_ids, attention_mask, position_ids, segment_ids, cache_index
         )
-        return self.decode(
-            input_ids, positions, ctx, output_hidden_states, logits_to_keep, **options
-        )
+        decoded = self.decode(input_ids, positions, ctx, output_hidden_states, **options)
+        return put_head(self, decoded, input_ids, ctx.mask, output_hidden_states, logits_to_keep)
 
     def decode(
-        self,
-        input_ids: jax.Array,
-        positions: jax.Array,
-        ctx: DecoderContext,
-        output_hidden_states: bool,
-        logits_to_keep: int,
-    ) -> CausalLMOutput:
-        """The family's own part: embeddings, layers, final norm, head.
+        self, input_ids: jax.Array, positions: jax.Array, ctx: DecoderContext, collect: bool
+    ) -> Decoded:
+        """The family's own part: embeddings, layers, final norm.
 
         Args:
           input_ids: i32 [B, T].
           positions: i32 [B, T].
           ctx: mask and cache, as yet without position tables.
-          output_hidden_states, logits_to_keep: as in `__call__`.
+          collect: every layer's output is wanted.
         """
         raise TypeError(f"{type(self).__name__} is a base class; build a family's model")
 

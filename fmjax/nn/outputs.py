@@ -1,7 +1,7 @@
 """What models return: fields under the names that Hugging Face users know.
 
 Shapes: B batch, T tokens, D hidden size, V vocabulary, N labels. `last_hidden_state` and
-`hidden_states` are the same in all of them.
+`hidden_states` are the same in all of them; so are `router_logits` in those of decoders.
 """
 
 import flax.struct
@@ -10,7 +10,7 @@ import jax
 
 @flax.struct.dataclass
 class CausalLMOutput:
-    """Of a decoder.
+    """Of a decoder that predicts the next token.
 
     Attributes:
       logits: f32 [B, T, V].
@@ -21,6 +21,15 @@ class CausalLMOutput:
     """
 
     logits: jax.Array
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+    router_logits: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class DecoderOutput:
+    """Of a decoder without a head."""
+
     last_hidden_state: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     router_logits: tuple[jax.Array, ...] | None = None
@@ -71,6 +80,7 @@ class SequenceClassifierOutput:
     logits: jax.Array
     last_hidden_state: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
+    router_logits: tuple[jax.Array, ...] | None = None
 
 
 @flax.struct.dataclass
@@ -80,6 +90,7 @@ class TokenClassifierOutput:
     logits: jax.Array
     last_hidden_state: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
+    router_logits: tuple[jax.Array, ...] | None = None
 
 
 @flax.struct.dataclass
@@ -90,3 +101,4 @@ class QuestionAnsweringOutput:
     end_logits: jax.Array
     last_hidden_state: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
+    router_logits: tuple[jax.Array, ...] | None = None

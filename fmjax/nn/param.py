@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 
 from fmjax.core import tree
+from fmjax.core.adapter import COLLECTION
+from fmjax.core.errors import ConfigError
 from fmjax.core.params import ParamSpec
 
 _record: ContextVar[dict[str, tuple[str | None, ...]] | None] = ContextVar("axes", default=None)
@@ -26,11 +28,29 @@ def param(
     axes: tuple[str | None, ...],
     dtype: Any,
 ) -> jax.Array:
-    """Declares (or reads) a parameter of `module` whose dimensions bear the names `axes`."""
+    """Declares (or reads) a parameter of `module` whose dimensions bear the names `axes`.
+
+    A copy of it in the module's adapter, under the same name, is read in its place.
+
+    Raises:
+      ConfigError: a copy of another shape.
+    """
     record = _record.get()
     if record is not None:
         record["/".join((*module.path, name))] = axes
+    if module.has_variable(COLLECTION, name):
+        return _copy(module, name, shape)
     return module.param(name, init, shape, dtype)
+
+
+def _copy(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
+    copy = module.get_variable(COLLECTION, name)
+    if copy.shape != shape:
+        raise ConfigError(
+            f"the adapter's {'/'.join((*module.path, name))!r} has shape {copy.shape} where the "
+            f"model has {shape}; use the model that it was made for"
+        )
+    return copy
 
 
 def abstract(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One vector for each text from an encoder's last hidden state.
+"""One vector for each text from a model's last hidden state.
 
 Shapes: B batch, T tokens, D hidden size.
 """
@@ -20,11 +20,12 @@ def sentence_embeddings(
     Args:
       last_hidden_state: [B, T, D].
       attention_mask: [B, T], 1 where there is a token; None means everywhere.
-      pooling: "mean" of the tokens' vectors, or "cls": the vector of the first token.
+      pooling: "mean" of the tokens' vectors, "cls": the vector of the first token, or "last": of
+        the last one, which alone has seen the whole text in a decoder.
       normalize: to length 1, so that a dot product is the cosine.
 
     Returns:
-      f32 [B, D]. A row without tokens has the mean 0.
+      f32 [B, D]. A row without tokens has the mean 0; its first or last slot is taken.
 
     Raises:
       ConfigError: an unknown pooling.
@@ -32,15 +33,18 @@ def sentence_embeddings(
     x = last_hidden_state.astype(jnp.float32)
     if pooling == "cls":
         vectors = _first(x, attention_mask)
+    elif pooling == "last":
+        vectors = last_token(x, attention_mask)
     elif pooling == "mean":
         vectors = _mean(x, attention_mask)
     else:
-        raise ConfigError(f"pooling {pooling!r} is unknown; choose mean or cls")
+        raise ConfigError(f"pooling {pooling!r} is unknown; choose mean, cls or last")
     if not normalize:
         return vectors
     # The floor under the length is that of torch.nn.functional.normalize.
-    length = jnp.sqrt(jnp.sum(vectors * vectors, -1, keepdims=True))
-    return vectors / jnp.maximum(length, 1e-12)
+    # Under the square root, so that a row of zeros (without tokens) has a finite gradient.
+    squares = jnp.sum(vectors * vectors, -1, keepdims=True)
+    return vectors / jnp.sqrt(jnp.maximum(squares, 1e-24))
 
 
 def _mean(x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
@@ -56,3 +60,17 @@ def _first(x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
         return x_BTD[:, 0]
     first = jnp.argmax(mask_BT != 0, 1)
     return jnp.take_along_axis(x_BTD, first[:, None, None], 1)[:, 0]
+
+
+def last_token(x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
+    """The last token's vector [B, D], of rows that are padded on either side.
+
+    Args:
+      x_BTD: of any dtype.
+      mask_BT: nonzero where there is a token; None means everywhere. A row without tokens gives
+        its last slot's.
+    """
+    if mask_BT is None:
+        return x_BTD[:, -1]
+    last = mask_BT.shape[1] - 1 - jnp.argmax(mask_BT[:, ::-1] != 0, 1)
+    return jnp.take_along_axis(x_BTD, last[:, None, None], 1)[:, 0]

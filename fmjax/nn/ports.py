@@ -8,9 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.core.adapter import COLLECTION
 from fmjax.nn.dropout import dropout
-
-COLLECTION = "adapter"
 
 
 def _get(module: nn.Module, name: str) -> jax.Array | None:

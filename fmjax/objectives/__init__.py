@@ -1,14 +1,30 @@
 """Objectives: pure functions from a model's outputs to sums that the step normalises."""
 
 from fmjax.objectives.causal_lm import CausalLM, next_token_targets
+from fmjax.objectives.classification import SequenceClassification
+from fmjax.objectives.embedding import SentenceEmbedding
 from fmjax.objectives.masked_lm import MaskedLM
-from fmjax.objectives.router import expert_shares, load_balancing_loss, router_z_loss
+from fmjax.objectives.pretraining import Pretraining
+from fmjax.objectives.router import (
+    expert_shares,
+    load_balancing_loss,
+    router_statistics,
+    router_z_loss,
+)
+from fmjax.objectives.spans import QuestionAnswering
+from fmjax.objectives.token_classification import TokenClassification
 
 __all__ = [
     "CausalLM",
     "MaskedLM",
+    "Pretraining",
+    "QuestionAnswering",
+    "SentenceEmbedding",
+    "SequenceClassification",
+    "TokenClassification",
     "expert_shares",
     "load_balancing_loss",
     "next_token_targets",
+    "router_statistics",
     "router_z_loss",
 ]

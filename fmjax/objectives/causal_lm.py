@@ -9,12 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.objectives.cross_entropy import is_top, nll_and_logsumexp
-from fmjax.objectives.router import load_balancing_loss, router_z_loss
-
-Batch = Mapping[str, jax.Array]
-
-IGNORE = -100
-"""The label that is not predicted, as in Hugging Face's collators."""
+from fmjax.objectives.inputs import IGNORE, Batch, Metrics, Stateless
+from fmjax.objectives.router import load_balancing_loss, router_statistics, router_z_loss
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "segment_ids")
 
@@ -54,7 +50,7 @@ def _shift_left(x: jax.Array, fill: float) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalLM:
+class CausalLM(Stateless):
     """Cross-entropy of the next token, in nats a token, from float32 logits.
 
     Attributes:
@@ -64,8 +60,9 @@ class CausalLM:
         as it reads all logits once more.
       router_loss: adds router_loss · `load_balancing_loss`, for models with `router_logits`.
       router_z_loss: adds router_z_loss · `fmjax.objectives.router.router_z_loss`.
-      experts_per_token: K of that model. Both router losses are means over the tokens of a
-        (micro)batch, so accumulation averages them.
+      experts_per_token: K of that model. Router losses and statistics are means over the tokens of
+        a (micro)batch, so accumulation averages them.
+      router_metrics: report `router_statistics` of that model. None: where a router loss is set.
     """
 
     z_loss: float = 0.0
@@ -73,10 +70,7 @@ class CausalLM:
     router_loss: float = 0.0
     router_z_loss: float = 0.0
     experts_per_token: int = 2
-
-    def init(self, variables: Any) -> dict[str, Any]:
-        """Nothing but the variables is kept between steps."""
-        return {}
+    router_metrics: bool | None = None
 
     def loss(
         self,
@@ -85,7 +79,7 @@ class CausalLM:
         extra: Any,
         batch: Batch,
         rng: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, dict[str, tuple[jax.Array, jax.Array]], Any]:
+    ) -> tuple[jax.Array, jax.Array, Metrics, Any]:
         """Sum of the weighted losses and of the weights, over the batch.
 
         Args:
@@ -101,8 +95,9 @@ class CausalLM:
         """
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         rngs = {} if rng is None else {"rngs": {"dropout": rng}}
-        routed = bool(self.router_loss or self.router_z_loss)
-        if routed:
+        balanced = bool(self.router_loss or self.router_z_loss)
+        watched = balanced if self.router_metrics is None else self.router_metrics
+        if balanced or watched:
             inputs["output_router_logits"] = True
         output = apply(variables, **inputs, **rngs)
         logits = output.logits
@@ -115,18 +110,22 @@ class CausalLM:
             z_sum = self.z_loss * jnp.sum(jnp.square(logsumexp) * weights)
             metrics["z_loss"] = (z_sum, weight)
             loss_sum = loss_sum + z_sum
-        if routed:
+        if balanced:
             for name, value in self._router_losses(output.router_logits, batch).items():
                 metrics[name] = (value * weight, weight)
                 loss_sum = loss_sum + value * weight
+        if watched:
+            statistics = router_statistics(
+                output.router_logits, self.experts_per_token, _token_mask(batch)
+            )
+            metrics |= {name: (value * weight, weight) for name, value in statistics.items()}
         if self.accuracy or (self.accuracy is None and rng is None):
             metrics["accuracy"] = (jnp.sum(is_top(logits, targets) * weights), weight)
         return loss_sum, weight, metrics, extra
 
     def _router_losses(self, router_logits: Any, batch: Batch) -> dict[str, jax.Array]:
         """Both, times their coefficients; padding does not count."""
-        mask = batch.get("attention_mask", batch.get("segment_ids"))
-        mask = None if mask is None else mask != 0
+        mask = _token_mask(batch)
         balance = load_balancing_loss(router_logits, self.experts_per_token, mask)
         z = router_z_loss(router_logits, mask)
         return {"router_loss": self.router_loss * balance, "router_z_loss": self.router_z_loss * z}
@@ -135,3 +134,9 @@ class CausalLM:
         """Adds the perplexity e^loss to the means of an evaluation; inf where it overflows."""
         loss = means["loss"]
         return {**means, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+
+def _token_mask(batch: Batch) -> jax.Array | None:
+    """bool [B, T], False on padding; None where there is none."""
+    mask = batch.get("attention_mask", batch.get("segment_ids"))
+    return None if mask is None else mask != 0

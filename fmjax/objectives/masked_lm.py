@@ -9,18 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.core.errors import ConfigError, DataError
-from fmjax.objectives.causal_lm import IGNORE
 from fmjax.objectives.cross_entropy import is_top, nll_and_logsumexp
-
-Batch = Mapping[str, jax.Array]
-
-# Not position_ids: encoders number the rows of their tables each in its own way (RoBERTa's start at
-# 2), also within the segments of a packed row.
-INPUTS = ("attention_mask", "token_type_ids", "segment_ids")
+from fmjax.objectives.inputs import (
+    IGNORE,
+    INPUTS,
+    Batch,
+    Metrics,
+    Stateless,
+    example_weight,
+    forward,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(Stateless):
     """Cross-entropy of the tokens that are hidden from the model, in nats a hidden token.
 
     Tokens are chosen anew in every step, on the device, from the step's key: no epoch hides the
@@ -65,10 +67,6 @@ class MaskedLM:
                 f"{self.vocab_size}; take it from the tokenizer"
             )
 
-    def init(self, variables: Any) -> dict[str, Any]:
-        """Nothing but the variables is kept between steps."""
-        return {}
-
     def loss(
         self,
         apply: Callable[..., Any],
@@ -76,7 +74,7 @@ class MaskedLM:
         extra: Any,
         batch: Batch,
         rng: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, dict[str, tuple[jax.Array, jax.Array]], Any]:
+    ) -> tuple[jax.Array, jax.Array, Metrics, Any]:
         """Sum of the losses over the hidden tokens, and their number.
 
         Args:
@@ -85,26 +83,39 @@ class MaskedLM:
           extra: what `init` gave; returned as it is.
           batch: see `hide`, and token_type_ids i32[B, T]. The masks and these are passed on; with
             labels i32[B, T] (-100 is not predicted) input_ids are taken as they are.
+            example_weight f32[B] multiplies the weights of a row's tokens.
           rng: key for the choice of tokens and for dropout; None evaluates.
 
         Returns:
           loss_sum f32, weight f32, metrics {name: (sum, weight)}, extra.
         """
-        inputs = {name: batch[name] for name in INPUTS if name in batch}
-        rngs = {} if rng is None else {"rngs": {"dropout": jax.random.fold_in(rng, 1)}}
+        output, labels = self.forward(apply, variables, batch, rng)
+        return *self.sums(output.logits, labels, batch, rng), extra
+
+    def forward(
+        self, apply: Callable[..., Any], variables: Any, batch: Batch, rng: jax.Array | None
+    ) -> tuple[Any, jax.Array]:
+        """The model's output for the hidden batch, and labels i32[B, T]; arguments as of `loss`."""
         if "labels" in batch:
             ids, labels = batch["input_ids"], batch["labels"]
         else:
             key = _key_of(batch["input_ids"]) if rng is None else jax.random.fold_in(rng, 0)
             ids, labels = self.hide(batch, key)
-        logits = apply(variables, input_ids=ids, **inputs, **rngs).logits
-        weights = (labels != IGNORE).astype(jnp.float32)
+        hidden = {**batch, "input_ids": ids}
+        dropout = None if rng is None else jax.random.fold_in(rng, 1)
+        return forward(apply, variables, hidden, dropout, (*INPUTS, "segment_ids")), labels
+
+    def sums(
+        self, logits: jax.Array, labels: jax.Array, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, Metrics]:
+        """Loss, weight and metrics of `loss`, from logits [B, T, V] and labels i32[B, T]."""
+        weights = (labels != IGNORE) * example_weight(batch)[:, None]
         nll, _ = nll_and_logsumexp(logits, labels)
         weight, loss_sum = jnp.sum(weights), jnp.sum(nll * weights)
         metrics = {"loss": (loss_sum, weight)}
         if self.accuracy or (self.accuracy is None and rng is None):
             metrics["accuracy"] = (jnp.sum(is_top(logits, labels) * weights), weight)
-        return loss_sum, weight, metrics, extra
+        return loss_sum, weight, metrics
 
     def hide(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Chooses tokens and hides them.

@@ -8,11 +8,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax.core import logical, tree
 from fmjax.parallel import DEFAULT_RULES, param_shardings
+from fmjax.peft import saved
 from fmjax.peft.base import Base, Weight
 from fmjax.peft.methods import Spec, method_of
-
-# Which leaves of an adapter are trained, as ordered rules (regex on the path, trained or not).
-TRAINABLE: tuple[tuple[str, bool], ...] = ((r"(^|/)(scale|dropout)$", False), (r".", True))
 
 
 def init(
@@ -30,8 +28,9 @@ def init(
       rng: a key, `jax.random.key(seed)`.
       spec: what to add where, for example `LoRA(rank=8)`.
       model: from `fmjax.build` or `from_pretrained`.
-      params: of the base. LoRA reads no value of it: only, without `mesh`, how its kernels are
-        sharded, so that the adapter is laid out like them.
+      params: of the base. The modules that `spec` trains whole start as they are in it. LoRA
+        reads no value of it: only, without `mesh`, how its kernels are sharded, so that the
+        adapter is laid out like them.
       mesh: lays the adapter out by `rules`.
       rules: logical axes → mesh axes; default `fmjax.parallel.DEFAULT_RULES`.
 
@@ -39,26 +38,39 @@ def init(
       The "adapter" collection: nested dicts that mirror the module paths that it touches.
 
     Raises:
-      ConfigError: a spec that matches no layer, or has a part that matches none.
+      ConfigError: a spec that matches no layer, or has a part that matches none; one that trains
+        modules whole without `params` that hold them.
       ShardingError: an adapter that does not divide over the mesh.
     """
     base = Base.of(model)
     method = method_of(spec)
     method.check(spec, base)
-    where = shardings(method.abstract(spec, base), base, params, mesh, rules)
+    saved.check(spec, base)
+
+    def make(rng: jax.Array, params: Any) -> dict[str, Any]:
+        copies = tree.unflatten(saved.init(spec, base, params))
+        return tree.combine(method.init(rng, spec, base, params), copies)
+
+    where = shardings(abstract_on(spec, base), base, params, mesh, rules)
     # An argument that is not read is dropped from the program: LoRA's holds no base weight.
-    make = jax.jit(lambda key, params: method.init(key, spec, base, params), out_shardings=where)
-    return make(rng, params)
+    return jax.jit(make, out_shardings=where)(rng, params)
 
 
 def abstract(spec: Spec, model: nn.Module) -> dict[str, Any]:
     """The adapter as nested dicts of `ParamSpec`: shapes, dtypes and logical axes."""
-    return method_of(spec).abstract(spec, Base.of(model))
+    return abstract_on(spec, Base.of(model))
 
 
 def count(spec: Spec, model: nn.Module) -> int:
     """Number of parameters that training this adapter changes; nothing is allocated."""
-    return method_of(spec).count(spec, Base.of(model))
+    base = Base.of(model)
+    return method_of(spec).count(spec, base) + saved.count(spec, base)
+
+
+def abstract_on(spec: Spec, base: Base) -> dict[str, Any]:
+    """As `abstract`, of a model that is surveyed already."""
+    copies = tree.unflatten(saved.abstract(spec, base))
+    return tree.combine(method_of(spec).abstract(spec, base), copies)
 
 
 def shardings(
@@ -72,16 +84,20 @@ def shardings(
     if mesh is not None:
         return param_shardings(specs, mesh, rules or DEFAULT_RULES)
     flat = tree.flatten(params or {})
-    laid_out = {
-        w.path: (w, flat[w.target.path].sharding)
-        for w in base.weights
-        if isinstance(getattr(flat.get(w.target.path), "sharding", None), NamedSharding)
+    matrices = {w.path: w for w in base.weights}
+    own = {w.target.path: w for w in base.params}
+    # A copy lies like its original, a factor like the matrix of its module.
+    models = {
+        path: own.get(path) or matrices[path.rpartition("/")[0]] for path in tree.flatten(specs)
     }
-    modules = {path.rpartition("/")[0] for path in tree.flatten(specs)}
-    if not modules <= laid_out.keys():
+
+    def of(weight: Weight) -> Any:
+        return getattr(flat.get(weight.target.path), "sharding", None)
+
+    if not all(isinstance(of(weight), NamedSharding) for weight in models.values()):
         return None
     return tree.map_with_path(
-        lambda path, spec: _like(*laid_out[path.rpartition("/")[0]], spec.axes), specs
+        lambda path, spec: _like(models[path], of(models[path]), spec.axes), specs
     )
 
 

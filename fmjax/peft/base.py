@@ -17,11 +17,11 @@ PREFIX = "base_model.model."
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A matrix that an adapter can touch: a dense kernel [in, *out] or a table [V, D].
+    """A parameter: for low-rank factors a matrix, dense kernel [in, *out] or table [V, D].
 
     Attributes:
       path: of the module that owns it, "layers/self_attn/q_proj" or "layers_3/self_attn/q_proj".
-      names: Hugging Face module names, one per index of the leading axis if it is stacked.
+      names: Hugging Face module names, one per index of the leading axes if it is stacked.
       spec: of the parameter.
       target: its line in the weights map.
     """
@@ -47,9 +47,14 @@ class Weight:
         return self.spec.axes[1:] if self.stacked else self.spec.axes
 
     @property
+    def leaf(self) -> str:
+        """Name of the parameter in its module."""
+        return self.target.path.rpartition("/")[2]
+
+    @property
     def linear(self) -> bool:
         """A dense kernel, as opposed to an embedding table."""
-        return self.target.path.endswith("/kernel")
+        return self.leaf == "kernel"
 
     @property
     def head(self) -> bool:
@@ -62,13 +67,15 @@ class Base:
     """The model under an adapter, without any of its arrays.
 
     Attributes:
-      weights: what can be adapted.
+      params: all parameters, in the model's order.
+      weights: those of them that can be adapted.
       tied: Hugging Face module name → path of the table that it shares ("lm_head").
       others: names of modules that cannot be adapted: norms, and the modules that hold others.
       rows: the family's weights map.
       model_type, architecture: in Hugging Face's words.
     """
 
+    params: tuple[Weight, ...]
     weights: tuple[Weight, ...]
     tied: dict[str, str]
     others: frozenset[str]
@@ -82,7 +89,7 @@ class Base:
         family = get_family(model.config.model_type)
         rows = family.rows(model.config)
         flat = tree.flatten(abstract_params(model))
-        weights: list[Weight] = []
+        params: list[Weight] = []
         tied: dict[str, str] = {}
         names: set[str] = set()
         for target in targets(rows, flat):
@@ -93,20 +100,25 @@ class Base:
                     tied |= {name: path for name in modules}
                 continue
             names |= set(modules)
-            if leaf in ("kernel", "embedding"):
-                weights.append(Weight(path, modules, flat[target.path], target))
+            params.append(Weight(path, modules, flat[target.path], target))
         for name in tuple(names):
             parts = name.split(".")
             names |= {".".join(parts[:i]) for i in range(1, len(parts))}
+        weights = tuple(p for p in params if p.leaf in ("kernel", "embedding"))
         adaptable = {name for weight in weights for name in weight.names}
         return cls(
-            tuple(weights),
+            tuple(params),
+            weights,
             tied,
             frozenset(names - adaptable),
             rows,
             family.name,
             family.architecture(model.config),
         )
+
+    def modules(self) -> frozenset[str]:
+        """Names of all modules that hold parameters of their own or below them."""
+        return self.others.union(*(weight.names for weight in self.weights))
 
     def kinds(self) -> list[str]:
         """Last components of the adaptable names, for messages: "q_proj", "embed_tokens"."""

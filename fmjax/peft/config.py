@@ -36,6 +36,10 @@ class LoRA:
         `targets`. A target that is a whole module name is adapted whatever its number.
       layers_pattern: names of the list that the numbers count ("layers", "h"); default any.
       use_rslora: s = alpha / √rank (arXiv:2312.03732).
+      modules_to_save: modules that are trained whole, such as the new head of a classifier
+        (`fmjax.peft.head_modules` names it). A name covers every module whose name ends in it and
+        all that this holds; what it covers has no low-rank factors. The adapter holds float32
+        copies of these parameters, which are used in place of the base's.
 
     Raises:
       ConfigError: a value out of range, a broken regular expression, or fields that exclude each
@@ -52,6 +56,7 @@ class LoRA:
     layers_to_transform: tuple[int, ...] | None = None
     layers_pattern: Names = ()
     use_rslora: bool = False
+    modules_to_save: Names = ()
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -60,6 +65,7 @@ class LoRA:
         put("targets", _names("targets", self.targets))
         put("exclude", _names("exclude", self.exclude))
         put("layers_pattern", _names("layers_pattern", self.layers_pattern, listed=True))
+        put("modules_to_save", _names("modules_to_save", self.modules_to_save, listed=True))
         put("rank_pattern", _pattern("rank_pattern", self.rank_pattern))
         put("alpha_pattern", _pattern("alpha_pattern", self.alpha_pattern))
         put("layers_to_transform", _layers(self.layers_to_transform))
@@ -99,6 +105,10 @@ class LoRA:
         """Whether `exclude` covers this module name."""
         return names_match(self.exclude, name)
 
+    def saves(self, name: str) -> bool:
+        """Whether `modules_to_save` cover this module or one that holds it."""
+        return bool(saved_by(self.modules_to_save, name))
+
     def matches(self, name: str) -> bool:
         """Whether `targets` cover this module name, `exclude` and "all-linear" apart."""
         if isinstance(self.targets, str) or name in self.targets:
@@ -121,6 +131,13 @@ def names_match(wanted: Names | str, name: str) -> bool:
     if isinstance(wanted, str):
         return re.fullmatch(wanted, name) is not None
     return name in wanted or any(name.endswith(f".{w}") for w in wanted)
+
+
+def saved_by(wanted: Names, name: str) -> list[str]:
+    """The module and those that hold it, outermost first, as far as their names end in `wanted`."""
+    parts = name.split(".")
+    holders = (".".join(parts[: i + 1]) for i in range(len(parts)))
+    return [holder for holder in holders if holder.endswith(wanted)]
 
 
 def pattern_matches(pattern: str, name: str) -> bool:

@@ -24,7 +24,8 @@ from fmjax.convert import (
 )
 from fmjax.core import logical, tree
 from fmjax.core.errors import CheckpointError, ConfigError
-from fmjax.peft.adapter import shardings
+from fmjax.peft import saved
+from fmjax.peft.adapter import abstract_on, shardings
 from fmjax.peft.base import PREFIX, Base
 from fmjax.peft.fingerprint import fingerprint
 from fmjax.peft.methods import METHODS, Method, Spec, method_of
@@ -57,6 +58,7 @@ def save(
       model: under the adapter.
       base: path or name of the base model, for the reader's information.
       params: of the base. Given, their fingerprint is stored, and `load` refuses another base.
+        Modules that the adapter has copies of do not count: their values in the base are free.
 
     Raises:
       CheckpointError: an adapter that does not fit its spec, or a directory that cannot be
@@ -68,9 +70,10 @@ def save(
     config = method.to_peft(spec, survey) | {"base_model_name_or_path": base, "revision": None}
     metadata = {"format": "pt"}
     if params is not None:
-        metadata[BASE_KEY] = fingerprint(survey, params)
+        metadata[BASE_KEY] = fingerprint(survey, params, saved.abstract(spec, survey))
     host = {path: to_host(leaf) for path, leaf in tree.flatten(adapter).items()}
-    tensors = method.pack(spec, survey, host)
+    copies = saved.pack(spec, survey, host)
+    tensors = method.pack(spec, survey, host) | copies
     if jax.process_index():
         return
     items = [Item(k, v.shape, v.dtype, lambda v=v: v) for k, v in tensors.items()]
@@ -109,26 +112,27 @@ def load(
       ConfigError: a spec that matches no layer of the model.
     """
     directory = Path(directory)
-    spec, method = _read_spec(directory)
     survey = Base.of(model)
+    spec, method = _read_spec(directory, survey)
     file = directory / WEIGHTS
     tensors = _open(directory)
-    expected = method.shapes(spec, survey)
+    expected = method.shapes(spec, survey) | saved.shapes(spec, survey)
     copies = {k: t for k, t in tensors.items() if k not in expected and _original(k, survey)}
     _match(file, {k: t for k, t in tensors.items() if k not in copies}, expected)
     for key, tensor in copies.items():
         _check_copy(_original(key, survey), tensor, survey, params)
     if params is not None and not any_base:
-        _check_base(file, survey, params)
+        _check_base(file, spec, survey, params)
     arrays = {key: cast(tensors[key].view(), np.dtype("float32"), key) for key in expected}
-    adapter = tree.unflatten(method.unpack(spec, survey, arrays))
-    where = shardings(method.abstract(spec, survey), survey, params, mesh, rules)
+    flat = method.unpack(spec, survey, arrays) | saved.unpack(spec, survey, arrays)
+    adapter = tree.unflatten(flat)
+    where = shardings(abstract_on(spec, survey), survey, params, mesh, rules)
     if where is None:
         return spec, jax.tree.map(jnp.asarray, adapter)
     return spec, jax.tree.map(_place, adapter, where)
 
 
-def _read_spec(directory: Path) -> tuple[Spec, Method]:
+def _read_spec(directory: Path, survey: Base) -> tuple[Spec, Method]:
     file = directory / CONFIG
     if not file.is_file():
         below = sorted(p.parent.name for p in directory.glob(f"*/{CONFIG}"))
@@ -146,7 +150,7 @@ def _read_spec(directory: Path) -> tuple[Spec, Method]:
         )
     method = METHODS[kind][1]
     try:
-        return method.from_peft(config), method
+        return method.from_peft(config, survey), method
     except ConfigError as e:
         raise CheckpointError(f"{file}: {e}") from e
 
@@ -218,10 +222,13 @@ def _check_copy(name: str, tensor: Tensor, survey: Base, params: tree.Tree | Non
         )
 
 
-def _check_base(file: Path, survey: Base, params: tree.Tree) -> None:
+def _check_base(file: Path, spec: Spec, survey: Base, params: tree.Tree) -> None:
     with safe_open(file, framework="numpy") as f:
         stored = (f.metadata() or {}).get(BASE_KEY)
-    if stored is not None and stored != (own := fingerprint(survey, params)):
+    if stored is None:
+        return
+    own = fingerprint(survey, params, saved.abstract(spec, survey))
+    if stored != own:
         raise CheckpointError(
             f"{file} was made for another base model (fingerprint {stored[:8]}…, these params have "
             f"{own[:8]}…); load its own base, or pass any_base=True to use it on this one"

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax
@@ -15,8 +15,8 @@ from fmjax.core.checksum import checksum
 from fmjax.peft.base import Base
 
 
-def fingerprint(base: Base, params: Mapping[str, Any]) -> str:
-    """A digest (32 hex digits) of all weights, rounded to bfloat16.
+def fingerprint(base: Base, params: Mapping[str, Any], replaced: Container[str] = ()) -> str:
+    """A digest (32 hex digits) of all weights but those at `replaced` paths, rounded to bfloat16.
 
     The same for float32 and bfloat16 copies of a checkpoint, for stacked and unstacked layers and
     for every sharding: integer sums do not depend on the order in which they are taken. It tells
@@ -28,7 +28,7 @@ def fingerprint(base: Base, params: Mapping[str, Any]) -> str:
     flat = tree.flatten(params)
     sums: dict[str, int] = {}
     for target in targets(base.rows, flat):
-        if not target.row.copy:
+        if not target.row.copy and target.path not in replaced:
             found = np.asarray(_sums(flat[target.path], len(target.lead)))
             sums |= dict(zip(target.keys, found.tolist(), strict=True))
     text = "".join(f"{name} {value:08x}\n" for name, value in sorted(sums.items()))

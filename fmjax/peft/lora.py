@@ -63,14 +63,15 @@ def sites(spec: LoRA, base: Base) -> list[Site]:
         _refuse_others(spec, base)
     if not found:
         raise ConfigError(
-            f"LoRA: targets={spec.targets!r} (exclude={spec.exclude!r}) match no layer of this "
+            f"LoRA: targets={spec.targets!r} (exclude={spec.exclude!r}, "
+            f"modules_to_save={spec.modules_to_save!r}) match no layer of this "
             f"{base.model_type} model; choose from {', '.join(base.kinds())} or 'all-linear'"
         )
     return found
 
 
 def _chosen(spec: LoRA, weight: Weight, name: str) -> bool:
-    if spec.excludes(name):
+    if spec.excludes(name) or spec.saves(name):
         return False
     if spec.targets == ALL_LINEAR:
         return weight.linear and not weight.head
@@ -85,7 +86,7 @@ def _refuse_others(spec: LoRA, base: Base) -> None:
                 f"add it to exclude, or untie the model (tie_word_embeddings=False)"
             )
     for name in sorted(base.others):
-        if spec.matches(name) and not spec.excludes(name):
+        if spec.matches(name) and not spec.excludes(name) and not spec.saves(name):
             raise ConfigError(
                 f"LoRA: targets={spec.targets!r} match {name!r}, which is neither a linear layer "
                 f"nor an embedding; choose from {', '.join(base.kinds())}"

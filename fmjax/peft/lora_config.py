@@ -8,6 +8,7 @@ from fmjax.peft.base import Base
 from fmjax.peft.config import LoRA
 from fmjax.peft.layout import orders
 from fmjax.peft.lora import sites
+from fmjax.peft.tasks import modules_to_save, task_type
 
 # What PEFT assumes where a file is silent.
 _DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False}
@@ -23,6 +24,7 @@ _FIELDS = {
     "layers_to_transform": "layers_to_transform",
     "layers_pattern": "layers_pattern",
     "use_rslora": "use_rslora",
+    "modules_to_save": "modules_to_save",
 }
 
 # Keys that leave the maths alone. `fan_in_fan_out` is among them: how a layer's weight lies is
@@ -38,11 +40,8 @@ _NOTES = frozenset(
 # change the base, and the adapter is wrong without that change.
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
-# Ends of the architecture names that PEFT wraps as language models.
-_CAUSAL = ("ForCausalLM", "LMHeadModel")
 
-
-def from_peft(config: Mapping[str, Any]) -> LoRA:
+def from_peft(config: Mapping[str, Any], base: Base) -> LoRA:
     """Contents of an adapter_config.json → spec.
 
     Raises:
@@ -64,6 +63,7 @@ def from_peft(config: Mapping[str, Any]) -> LoRA:
     if not config.get("target_modules"):
         raise ConfigError("target_modules is missing; add the names of the adapted layers")
     values = _DEFAULTS | {k: v for k, v in config.items() if k in _FIELDS and v is not None}
+    values["modules_to_save"] = modules_to_save(config, base)
     if type(values["use_rslora"]) is not bool:
         raise ConfigError(f"use_rslora={values['use_rslora']!r} must be true or false")
     return LoRA(**{_FIELDS[key]: value for key, value in values.items()})
@@ -76,14 +76,14 @@ def to_peft(spec: LoRA, base: Base) -> dict[str, Any]:
     """
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if base.architecture.endswith(_CAUSAL) else None,
+        "task_type": task_type(spec, base),
         "inference_mode": True,
         "bias": "none",
         "fan_in_fan_out": any(
             orders(site.weight).inputs_first for site in sites(spec, base) if site.weight.linear
         ),
         "init_lora_weights": True,
-        "modules_to_save": None,
+        "modules_to_save": _listed(spec.modules_to_save) or None,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
         "lora_dropout": spec.dropout,

@@ -17,12 +17,12 @@ _NEEDED = {"lora_a", "lora_b", "scale"}
 
 
 def merge(model: nn.Module, params: tree.Tree, adapter: tree.Tree) -> dict[str, Any]:
-    """W + s · A B for every adapted matrix, in place of W.
+    """W + s · A B for every adapted matrix, in place of W; the adapter's copies in place of theirs.
 
     The sum is taken in float32, one layer at a time, and cast back to W's dtype; layout and
-    sharding stay. Matrices without an adapter are passed on, not copied, and `params` stays valid.
-    Training with the adapter applied inside the layers takes far less memory; merging is for
-    export.
+    sharding stay. Parameters without an adapter are passed on, not copied, and `params` stays
+    valid. Training with the adapter applied inside the layers takes far less memory; merging is
+    for export.
 
     Args:
       model: whose parameters these are.
@@ -37,7 +37,11 @@ def merge(model: nn.Module, params: tree.Tree, adapter: tree.Tree) -> dict[str, 
 
 
 def unmerge(model: nn.Module, params: tree.Tree, adapter: tree.Tree) -> dict[str, Any]:
-    """Undoes `merge` up to the rounding of W's dtype. Arguments and errors as there."""
+    """Undoes `merge` up to the rounding of W's dtype. Arguments as there.
+
+    Raises:
+      ConfigError: as `merge`; and an adapter with copies: what they replaced is gone.
+    """
     return _fold(model, params, adapter, -1.0)
 
 
@@ -45,6 +49,11 @@ def _fold(model: nn.Module, params: tree.Tree, adapter: tree.Tree, sign: float) 
     flat = tree.flatten(params)
     tied = {path: name for name, path in Base.of(model).tied.items()}
     for module, leaves in _modules(adapter).items():
+        if not leaves.keys() & {"lora_a", "lora_b"}:
+            flat |= {
+                f"{module}/{k}": _copy(f"{module}/{k}", flat, x, sign) for k, x in leaves.items()
+            }
+            continue
         if leaves.keys() - {"dropout"} != _NEEDED:
             raise ConfigError(
                 f"the adapter at {module!r} has {', '.join(sorted(leaves))} and cannot be merged; "
@@ -52,10 +61,7 @@ def _fold(model: nn.Module, params: tree.Tree, adapter: tree.Tree, sign: float) 
             )
         path = next((p for p in (f"{module}/kernel", f"{module}/embedding") if p in flat), None)
         if path is None:
-            raise ConfigError(
-                f"the adapter touches {module!r}, which these params do not have; use the params "
-                "of the model that it was made for (scan_layers included)"
-            )
+            raise _unknown(module)
         if module in tied:
             raise ConfigError(
                 f"the adapter on {module!r} cannot be merged: {tied[module]!r} shares the table "
@@ -63,6 +69,30 @@ def _fold(model: nn.Module, params: tree.Tree, adapter: tree.Tree, sign: float) 
             )
         flat[path] = _sum(path, flat[path], leaves, sign)
     return tree.unflatten(flat)
+
+
+def _unknown(name: str) -> ConfigError:
+    return ConfigError(
+        f"the adapter touches {name!r}, which these params do not have; use the params of the "
+        "model that it was made for (scan_layers and head included)"
+    )
+
+
+def _copy(path: str, flat: Mapping[str, Any], copy: Any, sign: float) -> jax.Array:
+    own = flat.get(path)
+    if own is None:
+        raise _unknown(path)
+    if sign < 0:
+        raise ConfigError(
+            f"the adapter replaced {path!r} and cannot be taken out; keep the base's params"
+        )
+    if np.shape(own) != copy.shape:
+        raise ConfigError(
+            f"the adapter's {path!r} {copy.shape} does not fit {np.shape(own)}; use the params of "
+            "the model that it was made for"
+        )
+    # Not the adapter's own buffer, which a training step may consume.
+    return jax.device_put(jnp.array(copy, own.dtype), getattr(own, "sharding", None))
 
 
 def _modules(adapter: tree.Tree) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,9 @@ Spec = LoRA  # grows into a union with the table below
 class Method:
     """One way of adapting a model. The functions take (spec, base) first; see `fmjax.peft.lora`.
 
+    Modules that are trained whole are no method's affair: every spec has `modules_to_save` and
+    `saves`, and `fmjax.peft.saved` serves them all.
+
     Attributes:
       check: raises ConfigError for a spec that does not fit the model or has idle parts.
       abstract: nested dict of `ParamSpec`.
@@ -28,7 +31,7 @@ class Method:
       pack: adapter {path: host array} → {name in the file: array}.
       unpack: {name in the file: array} → adapter {path: host array}.
       to_peft: → contents of adapter_config.json.
-      from_peft: those contents → spec.
+      from_peft: (those contents, base) → spec.
     """
 
     check: Callable[[Any, Base], None]
@@ -39,7 +42,7 @@ class Method:
     pack: Callable[[Any, Base, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     unpack: Callable[[Any, Base, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     to_peft: Callable[[Any, Base], dict[str, Any]]
-    from_peft: Callable[[Mapping[str, Any]], Any]
+    from_peft: Callable[[Mapping[str, Any], Base], Any]
 
 
 # peft_type of an adapter_config.json → (spec class, method).

@@ -89,7 +89,7 @@ def _points(log: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]
 
 def _chart(log: list[dict[str, Any]], caption: str, name: str) -> str:
     training, held_out = _points(log, "loss"), _points(log, "eval_loss")
-    svg = html.line_chart(
+    chart = html.line_chart(
         [
             html.Series("training", *training),
             html.Series("held-out", *held_out, dots=True),
@@ -101,7 +101,7 @@ def _chart(log: list[dict[str, Any]], caption: str, name: str) -> str:
     spoken = f"Training loss falls from {training[1][0]:.2f} to {training[1][-1]:.2f} nats"
     if held_out[1]:
         spoken += f"; held-out loss ends at {held_out[1][-1]:.2f}"
-    return html.figure(svg, f"{caption}. {spoken}.", f"Line chart. {spoken}.")
+    return html.figure(chart, f"{caption}. {spoken}.", f"Line chart. {spoken}.")
 
 
 def _perplexity(settings: Quickstart, results: Mapping[str, Any]) -> str:

@@ -6,5 +6,17 @@ Importing this room imports no JAX; `run()` does.
 from fmjax.recipes.finetune import Finetune
 from fmjax.recipes.options import Cadence, Data, Hardware, Masking, Optimization
 from fmjax.recipes.pretrain import Pretrain
+from fmjax.recipes.tasks import Embed, FinetuneTask, Predict
 
-__all__ = ["Cadence", "Data", "Finetune", "Hardware", "Masking", "Optimization", "Pretrain"]
+__all__ = [
+    "Cadence",
+    "Data",
+    "Embed",
+    "Finetune",
+    "FinetuneTask",
+    "Hardware",
+    "Masking",
+    "Optimization",
+    "Predict",
+    "Pretrain",
+]

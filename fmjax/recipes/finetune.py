@@ -9,7 +9,10 @@ from fmjax.recipes.options import Cadence, Data, Hardware, Optimization
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
-    """Adapt a language model to text: with LoRA, or all of its weights.
+    """Adapt a model to text, or with --task to a task: with LoRA, or all of its weights.
+
+    With --task classification, tagging, qa or embedding it learns from labelled examples; see
+    `fmjax finetune --task classification --help`. Without, it goes on predicting the next token.
 
     The run's directory gets checkpoints, a log (metrics.jsonl) and in the end `adapter`, which
     PEFT loads, or `model`, which transformers loads. The same command goes on where a stopped run

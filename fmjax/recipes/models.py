@@ -92,9 +92,9 @@ def architecture(model: str, override: Sequence[str] = ()) -> ModelConfig:
 
 
 def resolve_directory(
-    directory: str | Path, tokenizer: str = "", heads: Sequence[str] = CAUSAL
+    directory: str | Path, tokenizer: str = "", heads: Sequence[str] | None = CAUSAL
 ) -> Start:
-    """The same of a directory with weights, which are not read yet."""
+    """The same of a directory with weights, which are not read yet; `heads` None takes any."""
     directory = Path(directory)
     config = _config(read_config(directory), {}, str(directory), heads)
     found = load_tokenizer(tokenizer or directory)
@@ -164,21 +164,22 @@ def parse_override(override: Sequence[str]) -> dict[str, Any]:
 
 
 def _config(
-    raw: Mapping[str, Any], changes: Mapping[str, Any], model: str, heads: Sequence[str]
+    raw: Mapping[str, Any], changes: Mapping[str, Any], model: str, heads: Sequence[str] | None
 ) -> ModelConfig:
     config = _changed(raw, changes)
-    if config.head in heads:
+    if heads is None or config.head in heads:
         return config
-    if config.head == "masked-lm":
+    family = get_family(config.model_type)
+    if heads == CAUSAL and ModelConfig.head not in family.architectures:
         raise ConfigError(
-            f"--model {model} is an encoder ({config.model_type}), which fills gaps and does not "
-            "predict the next token; give a decoder such as gpt2, or train the encoder with "
-            "`fmjax train`"
+            f"--model {model} is an encoder ({config.model_type}), which does not predict the next "
+            "token; give a decoder such as gpt2, or train the encoder with `fmjax train`"
         )
+    fitting = [family.architectures[head] for head in heads if head in family.architectures]
+    what = "does not predict the next token" if heads == CAUSAL else "is no language model"
     raise ConfigError(
-        f"--model {model} has the head {config.head!r} ({config.model_type}), which is no language "
-        f"model; give a model with {' or '.join(heads)}, or its config.json with --override "
-        f"head={heads[-1]}"
+        f"--model {model} is a {family.architecture(config)}, which {what}; "
+        f"give a {' or '.join(fitting)}"
     )
 
 

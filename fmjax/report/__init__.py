@@ -1,12 +1,18 @@
 """Reports as one HTML file each, with nothing to fetch."""
 
-from fmjax.report.chart import Series, line_chart
+from fmjax.report.chart import Bar, Series, bar_chart, line_chart
+from fmjax.report.confusion import confusion_matrix
 from fmjax.report.page import code, columns, figure, note, page, samples, section, table, write
+from fmjax.report.picture import Picture, write_picture
 
 __all__ = [
+    "Bar",
+    "Picture",
     "Series",
+    "bar_chart",
     "code",
     "columns",
+    "confusion_matrix",
     "figure",
     "line_chart",
     "note",
@@ -15,4 +21,5 @@ __all__ = [
     "section",
     "table",
     "write",
+    "write_picture",
 ]

@@ -1,20 +1,11 @@
-"""Line charts as inline SVG whose colours follow the page's theme."""
+"""Line charts and bar charts."""
 
 import dataclasses
-import io
-import re
 from collections.abc import Sequence
+from typing import Any
 
-# Matplotlib draws in these stand-ins, which the SVG then reads from the page's style sheet.
-_THEME = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--rule)",
-    "#030303": "var(--series-1)",
-    "#040404": "var(--series-2)",
-    "#050505": "var(--series-3)",
-    "#060606": "var(--series-4)",
-}
-_INK, _RULE, *_COLOURS = _THEME
+from fmjax.report.picture import Colours, Picture
+from fmjax.report.text import shortened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,32 +18,19 @@ class Series:
     dots: bool = False
 
 
-def line_chart(series: Sequence[Series], x_label: str, y_label: str, name: str) -> str:
-    """A chart of up to four series as an `<svg>` element.
+def line_chart(series: Sequence[Series], x_label: str, y_label: str, name: str) -> Picture:
+    """A chart of up to four series.
 
     Args:
       series: drawn in order; those without points are left out.
       x_label, y_label: with units.
-      name: tells the charts of one page apart, as their inner ids must differ.
+      name: tells the pictures of one page apart.
     """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
 
-    style = {
-        "svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif",
-        "font.size": 10, "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _RULE,
-        "xtick.color": _RULE, "ytick.color": _RULE, "xtick.labelcolor": _INK,
-        "ytick.labelcolor": _INK, "grid.color": _RULE, "axes.spines.top": False,
-        "axes.spines.right": False,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-        figure.patch.set_visible(False)
+    def draw(figure: Any, colours: Colours) -> None:
         axes = figure.add_subplot()
-        axes.patch.set_visible(False)
         axes.grid(axis="y", linewidth=0.6)
-        for line, colour in zip((s for s in series if len(s.x)), _COLOURS, strict=False):
+        for line, colour in zip((s for s in series if len(s.x)), colours.series, strict=False):
             marker = "o" if line.dots or len(line.x) == 1 else None
             axes.plot(line.x, line.y, color=colour, label=line.label, linewidth=1.6,
                       marker=marker, markersize=4)  # fmt: skip
@@ -60,14 +38,47 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, name: str) 
         axes.set_ylabel(y_label)
         if axes.lines:
             axes.legend(frameon=False)
-        out = io.StringIO()
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        FigureCanvasSVG(figure).print_svg(out, metadata=metadata)
-    svg = out.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    # The page scales the chart, and HTML needs no namespaces.
-    svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    for stand_in, variable in _THEME.items():
-        svg = svg.replace(stand_in, variable)
-    return svg.strip()
+
+    return Picture(draw, (6.4, 3.2), name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """One value, and the interval in which it lies, if that is known."""
+
+    label: str
+    value: float
+    interval: tuple[float, float] | None = None
+
+
+def bar_chart(bars: Sequence[Bar], x_label: str, name: str, *, end: float | None = 1.0) -> Picture:
+    """Horizontal bars from 0, one under the other, each with its value.
+
+    Args:
+      bars: drawn from the top; values that are not finite have no bar.
+      x_label: of the values, with units.
+      name: tells the pictures of one page apart.
+      end: of the axis; None fits the values.
+    """
+
+    def draw(figure: Any, colours: Colours) -> None:
+        axes = figure.add_subplot()
+        axes.grid(axis="x", linewidth=0.6)
+        axes.set_axisbelow(True)
+        for row, bar in enumerate(bars):
+            known = bar.value == bar.value
+            value = bar.value if known else 0.0
+            axes.barh(row, value, height=0.62, color=colours.series[0], alpha=0.75, linewidth=0)
+            low, high = bar.interval or (value, value)
+            if high > low:
+                axes.plot([low, high], [row, row], color=colours.ink, linewidth=1.2,
+                          solid_capstyle="butt", marker="|", markersize=6)  # fmt: skip
+            axes.annotate(f"{bar.value:.2f}" if known else "–", (max(value, high), row), (5, 0),
+                          textcoords="offset points", va="center", fontsize=8.5)  # fmt: skip
+        axes.set_yticks(range(len(bars)), [shortened(bar.label, 24) for bar in bars])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        axes.set_xlim(0, end)
+        axes.set_xlabel(x_label)
+
+    return Picture(draw, (6.4, 0.9 + 0.26 * max(len(bars), 1)), name)

@@ -7,6 +7,8 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
+from fmjax.report.picture import Picture
+
 
 def page(title: str, lead: str, *sections: str) -> str:
     """A whole HTML document with its style sheet inside."""
@@ -37,10 +39,11 @@ def code(text: str, title: str = "") -> str:
     return f"{heading}<pre><code>{escape(text)}</code></pre>"
 
 
-def figure(svg: str, caption: str, alternative: str) -> str:
-    """A chart. `alternative` says in words what it shows, for those who cannot see it."""
+def figure(picture: Picture, caption: str, alternative: str) -> str:
+    """A picture. `alternative` says in words what it shows, for those who cannot see it."""
     return (
-        f'<figure role="group"><div role="img" aria-label="{escape(alternative)}">{svg}</div>'
+        f'<figure role="group"><div role="img" aria-label="{escape(alternative)}">'
+        f"{picture.svg()}</div>"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 

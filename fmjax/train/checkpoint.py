@@ -5,13 +5,13 @@ process: where its iterator stands) and `run` (one JSON file: the configuration,
 are, and which base weights they belong to).
 """
 
-import base64
 import dataclasses
 import json
+import math
 import shutil
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import jax
 from orbax.checkpoint import v1
 
 from fmjax.core.errors import CheckpointError
+from fmjax.train.checkpoint_files import JsonFile, data_name, pack, unpack
 from fmjax.train.fingerprint import fingerprint
 from fmjax.train.state import TrainState
 
@@ -38,7 +39,7 @@ class Checkpointer:
       directory: created if it does not exist.
       keep: newest checkpoints that stay; None keeps all.
       best: (metric, "min" | "max"): also keep the checkpoint that is best by this metric, of those
-        saved with metrics.
+        saved with a finite one; of equals, the earliest.
       config: JSON-able; recorded, and compared on restoring.
       free: dotted fields of `config` that may change between runs, such as "train.steps".
       base: where the frozen weights come from; recorded next to their fingerprint.
@@ -55,7 +56,7 @@ class Checkpointer:
         base: str | None = None,
     ) -> None:
         self.directory = Path(directory).absolute()
-        self._best = best
+        self.best = best
         self._config = json.loads(json.dumps(config or {}))
         self._free = set(free)
         self._base = base
@@ -64,14 +65,7 @@ class Checkpointer:
         policies = v1.training.preservation_policies
         kept = [policies.LatestN(keep)]
         if best is not None:
-            kept.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[best[0]],
-                    reverse=best[1] == "min",
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            kept.append(_KeepBest(best))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._orbax = v1.training.Checkpointer(
@@ -96,12 +90,11 @@ class Checkpointer:
 
     def best_step(self) -> int | None:
         """The step that is best by the metric given at the start, of those that are kept."""
-        if self._best is None:
-            return None
-        name, mode = self._best
-        known = [c for c in self._orbax.checkpoints if c.metrics and name in c.metrics]
-        order = (lambda c: c.metrics[name]) if mode == "min" else (lambda c: -c.metrics[name])
-        return min(known, key=order).step if known else None
+        return None if self.best is None else _best_step(self._orbax.checkpoints, self.best)
+
+    def notes(self, step: int) -> dict[str, Any]:
+        """Those that were saved with this step; empty where there are none."""
+        return json.loads(self._run_file(step).read_text()).get("notes") or {}
 
     def save(
         self,
@@ -111,6 +104,7 @@ class Checkpointer:
         frozen: Any = None,
         data: Resumable | None = None,
         metrics: Mapping[str, float] | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Copies the state to the host and writes it in the background.
 
@@ -120,16 +114,22 @@ class Checkpointer:
           frozen: the other part: not saved, but its fingerprint is.
           data: iterator whose position is saved.
           metrics: of an evaluation at this step, for `best`.
+          notes: JSON values to find again.
 
         Raises:
           CheckpointError: this save cannot start, or the one before it failed.
         """
         self.wait()
-        run = {"config": self._config, "base": self._base_record(frozen), "arrays": _shapes(state)}
+        run = {
+            "config": self._config,
+            "base": self._base_record(frozen),
+            "arrays": _shapes(state),
+            "notes": notes and dict(notes),
+        }
         items = {
             "state": _as_dict(state),
-            "run": _Json("run.json", run, primary_only=True),
-            "data": _Json(_data_name(), None if data is None else _pack(data.get_state())),
+            "run": JsonFile("run.json", run, primary_only=True),
+            "data": JsonFile(data_name(), None if data is None else pack(data.get_state())),
         }
         self._pending = step
         try:
@@ -189,19 +189,19 @@ class Checkpointer:
         damage = ""
         for number in reversed(saved if step is None else [step]):
             try:
-                run = json.loads((self.directory / str(number) / "run" / "run.json").read_text())
+                run = json.loads(self._run_file(number).read_text())
             except (OSError, ValueError) as e:
-                damage = self._damaged(number, e)
+                damage = self._damaged(number, e, others=step is None)
                 continue
             self._check(number, run, like, frozen)
             for x in jax.tree.leaves(release):
                 x.delete()
-            position = _Json(_data_name(), None)
+            position = JsonFile(data_name(), None)
             wanted = {"state": jax.tree.map(_on_device, _as_dict(like)), "data": position}
             try:
                 restored = self._orbax.load_checkpointables(number, wanted)["state"]
             except Exception as e:  # Orbax and TensorStore raise many kinds on damaged files.
-                damage = self._damaged(number, e)
+                damage = self._damaged(number, e, others=step is None)
                 continue
             if data is not None:
                 if position.value is None:
@@ -209,7 +209,7 @@ class Checkpointer:
                         f"{self.directory / str(number)} holds no data position, so the data cannot"
                         " resume; train into another directory"
                     )
-                data.set_state(_unpack(position.value))
+                data.set_state(unpack(position.value))
             return TrainState(**restored)
         if damage:
             raise CheckpointError(f"no checkpoint can be read; {damage}")
@@ -240,6 +240,9 @@ class Checkpointer:
             self._fingerprint = fingerprint(frozen)
         return {"path": self._base, "fingerprint": self._fingerprint if frozen else None}
 
+    def _run_file(self, step: int) -> Path:
+        return self.directory / str(step) / "run" / "run.json"
+
     def _failed(self, error: Exception) -> CheckpointError:
         step, self._pending = self._pending, None
         _remove(self.directory, f"{step}.orbax-checkpoint-tmp*")
@@ -248,43 +251,33 @@ class Checkpointer:
             "are intact: make room and start again"
         )
 
-    def _damaged(self, number: int, error: Exception) -> str:
+    def _damaged(self, number: int, error: Exception, others: bool) -> str:
         text = f"checkpoint {self.directory / str(number)} is damaged ({_reason(error)})"
-        warnings.warn(f"{text}; trying the one before it", stacklevel=3)
+        if others:
+            warnings.warn(f"{text}; trying the one before it", stacklevel=3)
         return text
 
 
-class _Json:
-    """A JSON file inside a checkpoint, as Orbax's `StatefulCheckpointable`.
+class _KeepBest:
+    """Orbax's preservation policy for the one checkpoint that is best."""
 
-    Each process writes and reads a file of its own name. A position saved by fewer processes is
-    read from the first: the iterator knows whether it can use it.
-    """
+    def __init__(self, best: tuple[str, str]) -> None:
+        self.best = best
 
-    def __init__(self, name: str, value: Any, primary_only: bool = False) -> None:
-        self.name, self.value, self.primary_only = name, value, primary_only
-
-    async def save(self, directory: Any) -> Any:
-        text = json.dumps(self.value, indent=1)
-
-        async def write() -> None:
-            parent = Path(await directory.await_creation())
-            if not self.primary_only or jax.process_index() == 0:
-                (parent / self.name).write_text(text)
-
-        return write()
-
-    async def load(self, directory: Any) -> Any:
-        async def read() -> None:
-            path = Path(directory) / self.name
-            path = path if path.exists() else path.with_name(_data_name(0))
-            self.value = json.loads(path.read_text())
-
-        return read()
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        step = _best_step(checkpoints, self.best)
+        return [c.step == step for c in checkpoints]
 
 
-def _data_name(process: int | None = None) -> str:
-    return f"process_{jax.process_index() if process is None else process}.json"
+def _best_step(checkpoints: Sequence[Any], best: tuple[str, str]) -> int | None:
+    name, mode = best
+    sign = 1 if mode == "min" else -1
+    values = [
+        (sign * c.metrics[name], c.step)
+        for c in checkpoints
+        if c.metrics and math.isfinite(c.metrics.get(name, math.nan))
+    ]
+    return min(values)[1] if values else None
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -311,23 +304,6 @@ def _differences(saved: Any, now: Any, prefix: str = "", dotted: bool = True) ->
             yield from _differences(saved.get(key), now.get(key), name, dotted)
     elif saved != now:
         yield prefix, saved, now
-
-
-def _pack(value: Any) -> Any:
-    """JSON-able form of a position: bytes become {"base64": …}."""
-    if isinstance(value, bytes):
-        return {"base64": base64.b64encode(value).decode()}
-    if isinstance(value, Mapping):
-        return {key: _pack(v) for key, v in value.items()}
-    return [_pack(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _unpack(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        if set(value) == {"base64"}:
-            return base64.b64decode(value["base64"])
-        return {key: _unpack(v) for key, v in value.items()}
-    return [_unpack(v) for v in value] if isinstance(value, list) else value
 
 
 def _remove(directory: Path, pattern: str) -> None:

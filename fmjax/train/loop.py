@@ -1,16 +1,17 @@
 """The training loop: steps, evaluations, checkpoints and logs in their order."""
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from fmjax.core import tree
 from fmjax.core.errors import ConfigError, DataError
+from fmjax.train.early_stopping import EarlyStopping, Watch
+from fmjax.train.evaluate import evaluate as means
 from fmjax.train.loggers import JsonlLogger, Logger, TensorBoardLogger
 from fmjax.train.meter import Meter
+from fmjax.train.outcome import Outcome, restore
 from fmjax.train.progress import Display
 from fmjax.train.run import Run
 from fmjax.train.signals import StopRequest
@@ -19,23 +20,6 @@ from fmjax.train.step import Batch, Step
 
 if TYPE_CHECKING:
     from fmjax.train.checkpoint import Checkpointer
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-      state: after the last step.
-      step: number of that step.
-      stopped: a signal ended the run before its time; its state is saved if there is a place.
-      metrics: the last that were reported, with the last evaluation's under "eval_…".
-    """
-
-    state: TrainState
-    step: int
-    stopped: bool
-    metrics: dict[str, float]
 
 
 def fit(
@@ -48,7 +32,9 @@ def fit(
     checkpointer: "Checkpointer | None" = None,
     save_every: int | None = None,
     eval_batches: Callable[[], Iterable[Batch]] | None = None,
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     eval_every: int | None = None,
+    stop_early: EarlyStopping | None = None,
     log_every: int = 10,
     loggers: Sequence[Logger] | None = None,
     flops_per_step: float | None = None,
@@ -70,14 +56,21 @@ def fit(
       out_dir: holds checkpoints/, metrics.jsonl and tensorboard/ by default; None keeps nothing.
       checkpointer: in place of the default one.
       save_every: steps between checkpoints; one is saved at the end in any case.
-      eval_batches: gives the evaluation batches afresh at each call.
+      eval_batches: gives the evaluation batches afresh at each call; the evaluation is the mean of
+        the objective over them.
+      evaluate: in place of `eval_batches`: state → metrics by name. Of several processes, each must
+        give the same.
       eval_every: steps between evaluations; there is one at the end in any case.
+      stop_early: keep the best state by a metric of the evaluations, see `Outcome.best`, and end
+        the run when patience has run out. Every evaluation that is best is followed by a
+        checkpoint. A `checkpointer` must have been given `best=stop_early.best`.
       log_every: steps between written metrics.
       loggers: in place of the default JSONL and TensorBoard ones.
       flops_per_step: model FLOPs of a step (`train_flops_per_token` × tokens), to report MFU.
       progress: show progress on stderr.
 
     Raises:
+      ConfigError: arguments out of range or at odds, or a metric that the evaluation does not give.
       CheckpointError: the checkpoint is of another configuration, or saving failed.
       DataError: the data cannot go back to where the checkpoint was saved, or gives nothing.
     """
@@ -86,13 +79,21 @@ def fit(
             raise ConfigError(f"{name} is {every}; it must be at least 1, or None")
     if log_every < 1:
         raise ConfigError(f"log_every is {log_every}; it must be at least 1")
+    if eval_batches is not None:
+        if evaluate is not None:
+            raise ConfigError("fit takes eval_batches or evaluate, not both")
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            return means(step, state, eval_batches())
+
     if not hasattr(batches, "__next__"):
         batches = iter(batches)
     own = checkpointer is None and out_dir is not None
     if own:
         from fmjax.train.checkpoint import Checkpointer
 
-        checkpointer = Checkpointer(Path(out_dir) / "checkpoints")
+        best = None if stop_early is None else stop_early.best
+        checkpointer = Checkpointer(Path(out_dir) / "checkpoints", best=best)
     if loggers is None:
         loggers = [] if out_dir is None else _default_loggers(Path(out_dir))
     main = jax.process_index() == 0
@@ -100,6 +101,8 @@ def fit(
     try:
         state = _resume(step, state, batches, checkpointer)
         first = int(state.step)
+        evaluates = evaluate is not None and eval_every is not None
+        watch = _watch(stop_early, checkpointer, first, evaluates)
         for logger in loggers:
             logger.resume(first)
         devices = jax.devices()[:1] if step.mesh is None else step.mesh.devices.flatten().tolist()
@@ -112,25 +115,29 @@ def fit(
                 batches,
                 steps=steps,
                 log_every=log_every,
+                evaluate=evaluate,
+                watch=watch,
                 checkpointer=checkpointer,
                 loggers=loggers,
                 display=display,
-                meter=Meter(steps, flops_per_step, devices),
+                meter=Meter(steps, flops_per_step, devices, step.unit),
             )
-            stopped = False
-            if first and run.due(eval_every) and not checkpointer.metrics(first):
-                # A signal came at this step, and saving went before the evaluation.
-                run.evaluate(eval_batches)
-            while run.number < run.steps and not stopped:
+            if first and run.due(eval_every):
+                # If a signal came at this step, saving went before the evaluation.
+                run.evaluate()
+                run.save()
+            while run.ended is None:
                 if not run.advance():
-                    run.steps = run.number
-                last = run.number == run.steps
-                stopped = not last and stop(run.number)
-                if not stopped and (last or run.due(eval_every)):
-                    run.evaluate(eval_batches)
-                if last or stopped or run.due(save_every):
+                    run.end("data")
+                elif run.number == steps:
+                    run.end("steps")
+                elif stop(run.number):
+                    run.end("signal")
+                if run.ended != "signal" and (run.ended or run.due(eval_every)):
+                    run.evaluate()
+                if run.ended or run.improved or run.due(save_every):
                     run.save()
-            if stopped:
+            if run.ended == "signal":
                 display.message(f"stopped after step {run.number}")
         if checkpointer is not None:
             checkpointer.wait()
@@ -139,7 +146,7 @@ def fit(
             logger.close()
         if own:
             checkpointer.close()
-    return Outcome(run.state, run.number, stopped, run.metrics)
+    return run.outcome()
 
 
 def _default_loggers(out_dir: Path) -> list[Logger]:
@@ -156,12 +163,25 @@ def _resume(
             f"{checkpointer.directory} has a checkpoint, but the batches have no set_state() to go "
             "on from it; pass an iterator that has, or another directory"
         )
-    trained, frozen = step.split(state.variables)
-    like = step.abstract_state(state.variables)
-    restored = checkpointer.restore(
-        like.replace(variables=step.split(like.variables)[0]),
-        frozen=frozen,
-        data=batches,
-        release=(trained, state.opt_state, state.extra),
-    )
-    return restored.replace(variables=tree.combine(restored.variables, frozen))
+    return restore(step, state, checkpointer, data=batches, release=True)
+
+
+def _watch(
+    stop_early: EarlyStopping | None,
+    checkpointer: "Checkpointer | None",
+    first: int,
+    evaluates: bool,
+) -> Watch | None:
+    """What early stopping remembers at step `first`."""
+    if stop_early is None:
+        return None
+    if not evaluates:
+        raise ConfigError("early stopping needs evaluations; pass evaluate= and eval_every=")
+    if checkpointer is None:
+        raise ConfigError("early stopping keeps the best state in a checkpoint; pass out_dir=")
+    if checkpointer.best != stop_early.best:
+        raise ConfigError(
+            f"the checkpointer keeps the best by {checkpointer.best}, early stopping needs "
+            f"{stop_early.best}; create it with best=stop_early.best"
+        )
+    return Watch.resume(stop_early, checkpointer.notes(first) if first else None)

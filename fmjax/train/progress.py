@@ -60,8 +60,9 @@ def describe(step: int, total: int, metrics: Mapping[str, float]) -> str:
         parts.append(f"loss {metrics['loss']:.4f}")
     if "learning_rate" in metrics:
         parts.append(f"lr {metrics['learning_rate']:.2e}")
-    if "tokens_per_second" in metrics:
-        parts.append(f"{_short(metrics['tokens_per_second'])} tokens/s")
+    for unit in ("tokens", "examples"):
+        if f"{unit}_per_second" in metrics:
+            parts.append(f"{_short(metrics[f'{unit}_per_second'])} {unit}/s")
     if "mfu" in metrics:
         parts.append(f"MFU {metrics['mfu']:.1%}")
     if metrics.get("skipped"):

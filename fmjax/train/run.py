@@ -1,14 +1,15 @@
 """What changes while a run goes on, and what is done with it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from fmjax.core.errors import DataError
-from fmjax.train.evaluate import evaluate
+from fmjax.train.early_stopping import Watch
 from fmjax.train.loggers import Logger
 from fmjax.train.meter import Meter
+from fmjax.train.outcome import Outcome, restore
 from fmjax.train.progress import Display
 from fmjax.train.state import TrainState
 from fmjax.train.step import Batch, Step
@@ -25,6 +26,8 @@ class Run:
       number: of that step.
       steps: number of the last step; lowered where the data end before.
       metrics: the last ones read, with the last evaluation's under "eval_…".
+      improved: the newest step's evaluation is the best so far, by what is watched.
+      ended: None while there is more to do, then why there is not: see `Outcome.ended`.
     """
 
     def __init__(
@@ -35,6 +38,8 @@ class Run:
         *,
         steps: int,
         log_every: int,
+        evaluate: Callable[[TrainState], Mapping[str, float]] | None,
+        watch: Watch | None,
         checkpointer: "Checkpointer | None",
         loggers: Sequence[Logger],
         display: Display,
@@ -42,13 +47,21 @@ class Run:
     ) -> None:
         self.step, self.state, self.batches = step, state, batches
         self.steps, self.log_every = steps, log_every
+        self.measure, self.watch = evaluate, watch
         self.checkpointer, self.loggers = checkpointer, loggers
         self.display, self.meter = display, meter
         self.number = int(state.step)
-        self.metrics: dict[str, float] = {}
-        self._pending: dict[str, Any] | None = None
         self._evaluation: dict[str, float] | None = None
-        self._saved = self.number
+        if checkpointer is not None and self.number:
+            self._evaluation = checkpointer.metrics(self.number)
+        self.metrics: dict[str, float] = dict(self._evaluation or {})
+        self._pending: dict[str, Any] | None = None
+        self._saved: int | None = self.number
+        self._rows = 0  # of the newest global batch
+        self.improved = False
+        self.ended: str | None = "steps" if self.number >= steps else None
+        if watch is not None and watch.over:
+            self.ended = "patience"
 
     def advance(self) -> bool:
         """One step, then the metrics of the one before. False when the data have ended."""
@@ -59,9 +72,16 @@ class Run:
             return False
         self.state, metrics = self.step(self.state, batch)
         self.flush()
+        self._rows = len(next(iter(batch.values()))) * jax.process_count()
         self.number += 1
-        self._pending, self._evaluation = metrics, None
+        self._pending, self._evaluation, self.improved = metrics, None, False
         return True
+
+    def end(self, why: str) -> None:
+        """This was the last step."""
+        self.ended = why
+        if why == "data":
+            self.steps = self.number
 
     def due(self, every: int | None) -> bool:
         """Whether something that happens every so many steps happens now."""
@@ -74,7 +94,7 @@ class Run:
         metrics = {name: float(x) for name, x in jax.device_get(self._pending).items()}
         self._pending = None
         self.metrics |= metrics
-        self.meter.count(self.number, metrics["tokens"])
+        self.meter.count(self.number, metrics.get("tokens", self._rows))
         if self.number % self.log_every == 0 or self.number == self.steps:
             metrics |= self.meter.report(self.number)
             self.display.step(self.number, metrics)
@@ -82,18 +102,31 @@ class Run:
             self.metrics |= metrics
             self._write(metrics)
 
-    def evaluate(self, batches: Callable[[], Iterable[Batch]] | None) -> None:
-        """Means over `batches()`, reported as "eval_…"; once a step, and only if there are any."""
+    def evaluate(self) -> None:
+        """Measures the state, reported as "eval_…"; once a step, and only if there is a way to.
+
+        Running out of patience ends the run.
+        """
         self.flush()
-        if batches is None or self._evaluation is not None:
+        if self.measure is None or self._evaluation is not None:
             return
         with self.meter.pause():
-            means = evaluate(self.step, self.state, batches())
-        self._evaluation = {f"eval_{name}": value for name, value in means.items()}
+            found = {name: float(value) for name, value in self.measure(self.state).items()}
+        self._evaluation = {f"eval_{name}": value for name, value in found.items()}
+        self._saved = None  # A checkpoint of this step that there may be lacks the evaluation.
         self.metrics |= self._evaluation
         self._write(self._evaluation)
-        values = " · ".join(f"{name} {value:.4f}" for name, value in means.items())
+        values = " · ".join(f"{name} {value:.4f}" for name, value in found.items())
+        if self.watch is not None:
+            self.improved = self.watch.observe(self.number, found)
+            values += " · best so far" if self.improved else ""
         self.display.message(f"step {self.number}: evaluation {values}")
+        if self.watch is not None and self.watch.over:
+            self.ended = "patience"
+            self.display.message(
+                f"stopped early: {self.watch.waited} evaluations without a better "
+                f"{self.watch.rule.metric}"
+            )
 
     def save(self) -> None:
         """A checkpoint of this step, unless there is one. What precedes it is in the logs."""
@@ -108,8 +141,25 @@ class Run:
                 frozen=frozen,
                 data=self.batches if hasattr(self.batches, "get_state") else None,
                 metrics=self._evaluation,
+                notes=self.watch and self.watch.notes(),
             )
         self._saved = self.number
+
+    def outcome(self) -> Outcome:
+        """What the caller gets."""
+        watched = self.watch is not None
+        return Outcome(
+            self.state,
+            self.number,
+            self.ended,
+            self.metrics,
+            best_step=self.watch.step if watched else None,
+            best_metrics=self.watch.metrics if watched else None,
+            load=self._load if watched else None,
+        )
+
+    def _load(self, number: int, release: bool) -> TrainState:
+        return restore(self.step, self.state, self.checkpointer, number=number, release=release)
 
     def _write(self, metrics: dict[str, float]) -> None:
         for logger in self.loggers:

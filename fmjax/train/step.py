@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fmjax.core import logical, tree
+from fmjax.core import adapter, logical, tree
 from fmjax.core.errors import ConfigError
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.train.gradients import global_norm, summed_gradients
@@ -26,17 +26,14 @@ Metrics = dict[str, jax.Array]
 PathRules = Sequence[tuple[str, bool]]
 
 TRAIN_PARAMS: PathRules = ((r"^params/", True), (r".", False))
-TRAIN_ADAPTER: PathRules = (
-    (r"^adapter/(.*/)?(scale|dropout)$", False),
-    (r"^adapter/", True),
-    (r".", False),
-)
+TRAIN_ADAPTER: PathRules = ((rf"^(?!{adapter.COLLECTION}/)", False), *adapter.TRAINABLE)
 
 
 class Objective(Protocol):
     """A pair of pure functions. `decomposes = False` says that a batch cannot be cut in parts.
 
-    An objective may also have `summarize(means) → means`, applied to the means of an evaluation.
+    An objective may also have `summarize(means) → means`, applied to the means of an evaluation,
+    and `unit`, "tokens" unless it says "examples": what the speed of a run is measured in.
     """
 
     def init(self, variables: Any) -> Any: ...
@@ -64,6 +61,11 @@ class Step:
     def __post_init__(self) -> None:
         self._updates: dict[Any, Callable[..., Any]] = {}
         self._evaluate = jax.jit(self._sums)
+
+    @property
+    def unit(self) -> str:
+        """What the objective's batches are made of: "tokens" or "examples"."""
+        return getattr(self.objective, "unit", "tokens")
 
     # State.
 
@@ -157,8 +159,8 @@ class Step:
 
         Returns:
           The next state, and f32 scalars left on the device: loss, grad_norm (before clipping),
-          tokens (the batch's weight), learning_rate where a schedule is known, skipped (updates so
-          far that were not finite), and the objective's own.
+          tokens (the batch's weight; "weight" where examples are counted), learning_rate where a
+          schedule is known, skipped (updates so far that were not finite), and the objective's own.
         """
         update, arguments, frozen = self._prepare(state, batch)
         (trained, opt_state, extra), (step, skipped), metrics = update(*arguments)
@@ -228,7 +230,7 @@ class Step:
         now_skipped = skipped + (~finite).astype(jnp.int32)
         metrics = {"loss": sums["loss"] / weight}
         metrics |= {name: total / w for name, (total, w) in sums["metrics"].items()}
-        metrics |= {"grad_norm": norm, "tokens": weight}
+        metrics |= {"grad_norm": norm, "tokens" if self.unit == "tokens" else "weight": weight}
         if self.learning_rate is not None:
             rate = self.learning_rate
             metrics["learning_rate"] = rate(step - skipped) if callable(rate) else rate

@@ -122,7 +122,7 @@ NEW = {"new_decoder_architecture": True, "hidden_size": 48, "num_attention_heads
     [
         ({"multi_quary": False}, "multi_quary=False.*did you mean 'multi_query'"),
         ({"apply_residual_connection_post_layernorm": True}, "post_layernorm=True is not"),
-        ({"model_type": "RefinedWeb"}, "'RefinedWeb' is not Falcon"),
+        ({"model_type": "RefinedWeb"}, "no model_type 'RefinedWeb'; choose one of falcon"),
         ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size=30 is not a multiple"),
         (NEW | {"num_kv_heads": 4}, "num_attention_heads=6 is not a multiple of num_kv_heads=4"),
         ({"multi_query": False, "num_kv_heads": 1}, "num_kv_heads=1 below.*needs new_decoder"),
@@ -166,7 +166,7 @@ def test_older_names_of_falcon_mean_the_same() -> None:
         ({"is_decoder": True}, "is_decoder=True"),
         ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size=30 is not a multiple"),
         ({"model_type": "roberta", "pad_token_id": None}, "counts positions from pad_token_id"),
-        ({"model_type": "electra"}, "'electra' is not of the BERT family"),
+        ({"model_type": "electra"}, "no model_type 'electra'; choose one of bert, roberta"),
     ],
 )
 def test_what_bert_cannot_be(hf, message: str) -> None:

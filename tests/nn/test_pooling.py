@@ -22,6 +22,15 @@ def test_first_token_also_behind_padding() -> None:
     np.testing.assert_array_equal(sentence_embeddings(X, None, "cls", False), X[:, 0])
 
 
+def test_last_token_also_before_padding() -> None:
+    got = sentence_embeddings(X, MASK, "last", normalize=False)
+    np.testing.assert_array_equal(got, [X[0, 3], X[1, 1], X[2, 3]])
+    holes = jnp.array([[1, 0, 1, 0]] * 3)
+    np.testing.assert_array_equal(sentence_embeddings(X, holes, "last", False), X[:, 2])
+    for everything in (None, jnp.zeros_like(MASK)):
+        np.testing.assert_array_equal(sentence_embeddings(X, everything, "last", False), X[:, 3])
+
+
 def test_length_one_and_half_precision_in_float32() -> None:
     got = sentence_embeddings(X.astype(jnp.bfloat16), MASK)
     assert got.dtype == jnp.float32
@@ -33,5 +42,5 @@ def test_a_row_without_tokens_is_zero() -> None:
 
 
 def test_unknown_pooling() -> None:
-    with pytest.raises(ConfigError, match="'max' is unknown; choose mean or cls"):
+    with pytest.raises(ConfigError, match="'max' is unknown; choose mean, cls or last"):
         sentence_embeddings(X, MASK, "max")

@@ -8,7 +8,13 @@ import pytest
 from fmjax.core.errors import ConfigError, TokenizerError
 from fmjax.data import load_corpus, train_sentencepiece
 from fmjax.models.registry import presets
-from fmjax.recipes.models import compute_dtype, parse_mesh, parse_override, resolve
+from fmjax.recipes.models import (
+    compute_dtype,
+    parse_mesh,
+    parse_override,
+    resolve,
+    resolve_directory,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +46,20 @@ def test_what_follows_from_a_changed_field_follows(tokenizer_dir):
 def test_an_encoder_does_not_predict_the_next_token(tokenizer_dir):
     with pytest.raises(ConfigError, match="--model bert-base is an encoder .*such as gpt2"):
         resolve("bert-base", str(tokenizer_dir))
+
+
+def test_nor_does_a_decoder_under_another_head(tokenizer_dir, tmp_path):
+    message = "(is|has) .*[sS]equence.?[cC]lassification.*, which .*; give a "
+    with pytest.raises(ConfigError, match=f"--model gpt2 {message}"):
+        resolve("gpt2", str(tokenizer_dir), ["head=sequence-classification"])
+    config = presets()["gpt2"].replace(head="sequence-classification")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    with pytest.raises(ConfigError, match=f"--model {tmp_path} {message}"):
+        resolve_directory(tmp_path, str(tokenizer_dir))
+    with pytest.raises(
+        ConfigError, match="--model llama-7b (is|has) .*(LlamaModel|None).*, which .*; give a "
+    ):
+        resolve("llama-7b", str(tokenizer_dir), ["head=null"])
 
 
 def test_a_config_is_taken_as_it_is(tokenizer_dir, tmp_path):

@@ -5,39 +5,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fmjax.core.errors import ConfigError
-from fmjax.models.config import ModelConfig, require
+from fmjax.models.config import require
+from fmjax.models.heads import Architectures, HeadedConfig, architectures
 
 TokenId = int | tuple[int, ...] | None
 
-# model_type → head → class that transformers names in `architectures`. None is the bare encoder.
-ARCHITECTURES: dict[str, dict[str | None, str]] = {
-    "bert": {
-        None: "BertModel",
-        "masked-lm": "BertForMaskedLM",
-        "pretraining": "BertForPreTraining",
-        "sequence-classification": "BertForSequenceClassification",
-        "token-classification": "BertForTokenClassification",
-        "question-answering": "BertForQuestionAnswering",
-    },
-    "roberta": {
-        None: "RobertaModel",
-        "masked-lm": "RobertaForMaskedLM",
-        "sequence-classification": "RobertaForSequenceClassification",
-        "token-classification": "RobertaForTokenClassification",
-        "question-answering": "RobertaForQuestionAnswering",
-    },
-}
-
-# Tensors of heads. A file may hold those of another head than the one that is built (the published
-# bert-base has both of its pretraining and a pooler), and lack those of a new one.
-HEAD_TENSORS = re.compile(r"^((bert|roberta)\.)?pooler\.|^(cls|classifier|lm_head|qa_outputs)\.")
-
-PROBLEM_TYPES = (
-    "regression",
-    "single_label_classification",
-    "multi_label_classification",
+_HEADS = (
     None,
+    "masked-lm",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
 )
 
 # What transformers takes for a key that a RoBERTa config.json leaves out.
@@ -50,18 +28,15 @@ _ROBERTA_DEFAULTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig(ModelConfig):
+class BertConfig(HeadedConfig):
     """Fields and defaults as in `transformers.BertConfig` and `RobertaConfig`, dropout included.
 
     Attributes:
       model_type: "bert" or "roberta".
-      head: what stands on the encoder, a key of `ARCHITECTURES[model_type]`; config.json says it
-        in `architectures`.
       max_position_embeddings: rows of the position table. RoBERTa's tokens start at row
         pad_token_id + 1.
       classifier_dropout: before the classifiers; None means hidden_dropout_prob.
-      id2label: the names of the labels, in order; there are as many logits.
-      problem_type: of sequence classification, one of `PROBLEM_TYPES`; the loss depends on it.
+      head: None is the bare encoder.
     """
 
     vocab_size: int = 30522
@@ -79,12 +54,17 @@ class BertConfig(ModelConfig):
     pad_token_id: int | None = 0
     bos_token_id: TokenId = None
     eos_token_id: TokenId = None
-    classifier_dropout: float | None = None
-    id2label: tuple[str, ...] = ("LABEL_0", "LABEL_1")
-    problem_type: str | None = None
-    head: str | None = None
+    head: str | None = dataclasses.field(default=None, kw_only=True)
     model_type: str = "bert"
 
+    ARCHITECTURES: ClassVar[Mapping[str, Architectures]] = {
+        "bert": architectures("Bert", (*_HEADS, "pretraining")),
+        "roberta": architectures("Roberta", _HEADS),
+    }
+    # The published bert-base has both heads of its pretraining and a pooler.
+    HEAD_TENSORS: ClassVar[re.Pattern[str]] = re.compile(
+        r"^((bert|roberta)\.)?pooler\.|^(cls|classifier|lm_head|qa_outputs)\."
+    )
     # Notes of the original TensorFlow code, and a switch of older transformers.
     HARMLESS: ClassVar[frozenset[str]] = frozenset(
         {
@@ -103,16 +83,7 @@ class BertConfig(ModelConfig):
     }
 
     def __post_init__(self) -> None:
-        require(
-            self.model_type in ARCHITECTURES,
-            f"config: model_type {self.model_type!r} is not of the BERT family",
-        )
-        known = ARCHITECTURES[self.model_type]
-        require(
-            self.head in known,
-            f"config: {self.model_type} has no head {self.head!r}; choose one of "
-            f"{', '.join(map(str, known))}",
-        )
+        super().__post_init__()
         require(
             self.hidden_size % self.num_attention_heads == 0,
             f"config: hidden_size={self.hidden_size} is not a multiple of "
@@ -123,55 +94,15 @@ class BertConfig(ModelConfig):
             "config: RoBERTa counts positions from pad_token_id, which is null",
         )
         labels = self.num_labels
-        require(labels > 0, "config: id2label is empty; name at least one label")
         require(
             self.head != "question-answering" or labels == 2,
             f"config: question-answering has a start and an end logit, but id2label names {labels}",
         )
-        require(
-            self.problem_type in PROBLEM_TYPES,
-            f"config: problem_type={self.problem_type!r} is unknown; choose one of "
-            f"{', '.join(map(str, PROBLEM_TYPES))}",
-        )
-        require(
-            self.problem_type != "single_label_classification" or labels > 1,
-            "config: problem_type='single_label_classification' needs two labels or more; "
-            "use 'regression' for one number",
-        )
 
     @classmethod
     def _read(cls, hf: dict[str, Any]) -> dict[str, Any]:
-        model_type = hf.get("model_type", "bert")
-        if model_type == "roberta":
-            hf = _ROBERTA_DEFAULTS | hf
-        named = hf.pop("architectures", None)
-        if named and "head" not in hf:
-            heads = {name: head for head, name in ARCHITECTURES.get(model_type, {}).items()}
-            if named[0] not in heads:
-                raise ConfigError(
-                    f"config: architectures names {named[0]}, which is not supported; "
-                    f"fmjax reads {', '.join(heads)}"
-                )
-            hf["head"] = heads[named[0]]
-        hf.pop("label2id", None)
-        labels, number = hf.pop("id2label", None), hf.pop("num_labels", None)
-        if labels is not None:
-            hf["id2label"] = _labels(labels)
-        elif number is not None:
-            hf["id2label"] = tuple(f"LABEL_{i}" for i in range(number))
-        return hf
-
-    def _write(self, values: dict[str, Any]) -> dict[str, Any]:
-        values["architectures"] = [ARCHITECTURES[self.model_type][values.pop("head")]]
-        labels = values.pop("id2label")
-        values["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        values["label2id"] = {label: i for i, label in enumerate(labels)}
-        return values
-
-    @property
-    def num_labels(self) -> int:
-        """Logits of the classification heads."""
-        return len(self.id2label)
+        hf = super()._read(hf)
+        return _ROBERTA_DEFAULTS | hf if hf.get("model_type") == "roberta" else hf
 
     @property
     def head_dim(self) -> int:
@@ -179,28 +110,14 @@ class BertConfig(ModelConfig):
         return self.hidden_size // self.num_attention_heads
 
     @property
-    def classifier_rate(self) -> float:
-        """Dropout before the classifiers."""
-        given = self.classifier_dropout
-        return self.hidden_dropout_prob if given is None else given
+    def _usual_classifier_dropout(self) -> float:
+        return self.hidden_dropout_prob
 
     @property
     def position_limit(self) -> int:
         """Rows of the position table that tokens can stand on."""
         offset = self.pad_token_id + 1 if self.model_type == "roberta" else 0
         return self.max_position_embeddings - offset
-
-
-def _labels(given: Any) -> tuple[str, ...]:
-    """{"0": "NEG", "1": "POS"} (or a sequence of names) → ("NEG", "POS")."""
-    if not isinstance(given, Mapping):
-        return tuple(given)
-    numbered = {int(number): str(label) for number, label in given.items()}
-    require(
-        sorted(numbered) == list(range(len(numbered))),
-        f"config: id2label numbers its labels {sorted(numbered)}; count them from 0",
-    )
-    return tuple(numbered[i] for i in range(len(numbered)))
 
 
 def _sizes(name: str, **others: Any) -> dict[str, BertConfig]:

@@ -4,14 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fmjax.models.config import ModelConfig, require
+from fmjax.models.config import require
+from fmjax.models.heads import Architectures, HeadedConfig, architectures
 from fmjax.nn.rope import Rope
 
 TokenId = int | tuple[int, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
-class FalconConfig(ModelConfig):
+class FalconConfig(HeadedConfig):
     """Fields and defaults as in `transformers.FalconConfig`.
 
     Attributes:
@@ -53,6 +54,8 @@ class FalconConfig(ModelConfig):
     eos_token_id: TokenId = 11
     model_type: str = "falcon"
 
+    ARCHITECTURES: ClassVar[Mapping[str, Architectures]] = {"falcon": architectures("Falcon")}
+    TOKEN_CLASSIFIER: ClassVar[str] = "classifier"
     # The width of the MLP is `ffn_hidden_size`, whatever its ratio to hidden_size.
     HARMLESS: ClassVar[frozenset[str]] = frozenset({"ff_factor"})
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -60,6 +63,7 @@ class FalconConfig(ModelConfig):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         heads, new = self.num_attention_heads, self.new_decoder_architecture
         for field, value in (
             ("num_kv_heads", heads),
@@ -68,9 +72,6 @@ class FalconConfig(ModelConfig):
         ):
             if getattr(self, field) is None:
                 object.__setattr__(self, field, value)
-        require(
-            self.model_type == "falcon", f"config: model_type {self.model_type!r} is not Falcon"
-        )
         require(
             self.hidden_size % heads == 0,
             f"config: hidden_size={self.hidden_size} is not a multiple of "
@@ -111,6 +112,7 @@ class FalconConfig(ModelConfig):
 
     @classmethod
     def _read(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        hf = super()._read(hf)
         if (width := hf.pop("n_embed", None)) is not None:
             hf["hidden_size"] = width  # the older name, which wins in transformers
         theta, scaling = hf.pop("rope_theta", None), hf.pop("rope_scaling", None)
@@ -120,6 +122,7 @@ class FalconConfig(ModelConfig):
         return hf | {"rope": Rope.from_hf(parameters)}
 
     def _write(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = super()._write(values)
         values["rope_parameters"] = values.pop("rope").to_hf()
         return values
 
@@ -133,6 +136,10 @@ class FalconConfig(ModelConfig):
         """G, the key–value heads that there are."""
         one = self.multi_query and not self.new_decoder_architecture
         return 1 if one else self.num_kv_heads
+
+    @property
+    def _usual_classifier_dropout(self) -> float:
+        return self.hidden_dropout
 
     @property
     def norms(self) -> tuple[str, ...]:

@@ -14,13 +14,12 @@ from fmjax.models.falcon.config import FalconConfig
 from fmjax.nn.alibi import alibi, token_positions
 from fmjax.nn.attention import attention
 from fmjax.nn.decoder import DecoderContext, DecoderModel
+from fmjax.nn.decoder_heads import Decoded
 from fmjax.nn.dense import Dense
 from fmjax.nn.dropout import dropout
 from fmjax.nn.embed import Embed
-from fmjax.nn.head import lm_head
 from fmjax.nn.mlp import MLP
 from fmjax.nn.norms import LayerNorm
-from fmjax.nn.outputs import CausalLMOutput
 from fmjax.nn.rope import cos_sin, rotate
 from fmjax.nn.stack import apply_layers
 
@@ -86,7 +85,7 @@ class Layer(nn.Module):
 
 
 class Falcon(DecoderModel):
-    """Falcon with its language-model head.
+    """Falcon, under the head that the config names.
 
     ALiBi counts the tokens of attention_mask (as in transformers); where there is none it reads
     position_ids, so that packed documents restart.
@@ -95,14 +94,9 @@ class Falcon(DecoderModel):
     config: FalconConfig
 
     def decode(
-        self,
-        input_ids: jax.Array,
-        positions: jax.Array,
-        ctx: DecoderContext,
-        output_hidden_states: bool,
-        logits_to_keep: int,
-    ) -> CausalLMOutput:
-        """Embeddings, layers, final norm, head; see `DecoderModel`."""
+        self, input_ids: jax.Array, positions: jax.Array, ctx: DecoderContext, collect: bool
+    ) -> Decoded:
+        """Embeddings, layers, final norm; see `DecoderModel`."""
         cfg, ex = self.config, self.execution
         if cfg.alibi:
             valid = ctx.mask.valid
@@ -127,12 +121,7 @@ class Falcon(DecoderModel):
             ctx.replace(tables=tables),
             name=STACK,
             execution=ex,
-            collect=output_hidden_states,
+            collect=collect,
         )
         x = LayerNorm(cfg.layer_norm_epsilon, ex, name="ln_f")(x)
-        tied = embed if cfg.tie_word_embeddings else None
-        return CausalLMOutput(
-            logits=lm_head(x, cfg.vocab_size, tied, init, ex, logits_to_keep),
-            last_hidden_state=x,
-            hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
-        )
+        return Decoded(x0, outputs, x, embed)

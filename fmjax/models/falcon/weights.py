@@ -1,9 +1,10 @@
-"""Weights map of Falcon: names and layouts of `FalconForCausalLM`."""
+"""Weights map of Falcon: names and layouts of `FalconFor…`."""
 
 from fmjax.convert import TRANSPOSE, Chain, Permute, Row, Split
+from fmjax.models.decoder_rows import under_head
 from fmjax.models.falcon.config import FalconConfig
 
-_LAYER = "transformer.h.{layer}."
+_LAYER = "h.{layer}."
 
 
 def rows(config: FalconConfig) -> list[Row]:
@@ -25,15 +26,13 @@ def rows(config: FalconConfig) -> list[Row]:
     def norm(hf: str, path: str) -> list[Row]:
         return [Row(f"{hf}.weight", f"{path}/scale"), Row(f"{hf}.bias", f"{path}/bias")]
 
-    return [
-        Row("transformer.word_embeddings.weight", "word_embeddings/embedding"),
+    bare = [
+        Row("word_embeddings.weight", "word_embeddings/embedding"),
         *(row for name in config.norms for row in norm(f"{_LAYER}{name}", f"h/{name}")),
         *dense("self_attention.query_key_value", qkv),
         *dense("self_attention.dense"),
         *dense("mlp.dense_h_to_4h"),
         *dense("mlp.dense_4h_to_h"),
-        *norm("transformer.ln_f", "ln_f"),
-        Row("lm_head.weight", "word_embeddings/embedding", copy=True)
-        if config.tie_word_embeddings
-        else Row("lm_head.weight", "lm_head/kernel", TRANSPOSE),
+        *norm("ln_f", "ln_f"),
     ]
+    return under_head(bare, config, "transformer.", "word_embeddings")

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fmjax.models.config import ModelConfig, require
+from fmjax.models.config import require
+from fmjax.models.heads import DECODER_HEADS, Architectures, HeadedConfig, architectures
 from fmjax.models.rotary import (
     FULL,
     SLIDING,
@@ -35,10 +36,12 @@ _GEMMA2_ONLY = (
     "final_logit_softcapping",
     "attn_logit_softcapping",
 )
+# transformers has no Gemma that answers questions.
+_HEADS = DECODER_HEADS[:-1]
 
 
 @dataclasses.dataclass(frozen=True)
-class GemmaConfig(ModelConfig):
+class GemmaConfig(HeadedConfig):
     """Fields and defaults as in `transformers.GemmaConfig`; from a file, as in `Gemma2Config` too.
 
     Attributes:
@@ -80,15 +83,16 @@ class GemmaConfig(ModelConfig):
     eos_token_id: TokenId = 1
     model_type: str = "gemma"
 
+    ARCHITECTURES: ClassVar[Mapping[str, Architectures]] = {
+        "gemma": architectures("Gemma", _HEADS),
+        "gemma2": architectures("Gemma2", _HEADS),
+    }
     # The reference's kind of cache, and an older name of Gemma 2's window that it does not read.
     HARMLESS: ClassVar[frozenset[str]] = frozenset({"cache_implementation", "sliding_window_size"})
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"use_bidirectional_attention": (False, None)}
 
     def __post_init__(self) -> None:
-        require(
-            self.model_type in ("gemma", "gemma2"),
-            f"config: model_type {self.model_type!r} is not of the Gemma family",
-        )
+        super().__post_init__()
         if self.hidden_act == "gelu" and self.model_type == "gemma":
             object.__setattr__(self, "hidden_act", _TANH_GELU)
         for name in _GEMMA2_ONLY:
@@ -123,6 +127,7 @@ class GemmaConfig(ModelConfig):
 
     @classmethod
     def _read(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        hf = super()._read(hf)
         rope = pop_rope(hf)
         values = hf | {"rope": rope}
         newer = values.pop("hidden_activation", None)
@@ -136,6 +141,7 @@ class GemmaConfig(ModelConfig):
         return values
 
     def _write(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = super()._write(values)
         values["rope_parameters"] = values.pop("rope").to_hf()
         if self.model_type == "gemma2":
             values["hidden_activation"] = values.pop("hidden_act")

@@ -13,11 +13,10 @@ from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
 from fmjax.models.gemma.config import GemmaConfig
 from fmjax.nn.decoder import DecoderContext, DecoderModel, split_windows
+from fmjax.nn.decoder_heads import Decoded
 from fmjax.nn.embed import Embed
-from fmjax.nn.head import lm_head
 from fmjax.nn.mlp import GatedMLP
 from fmjax.nn.norms import RMSNorm
-from fmjax.nn.outputs import CausalLMOutput
 from fmjax.nn.rope import cos_sin
 from fmjax.nn.rotary_attention import RotaryAttention
 from fmjax.nn.stack import apply_layers
@@ -69,19 +68,14 @@ class Layer(nn.Module):
 
 
 class Gemma(DecoderModel):
-    """Gemma 1 or 2 with its language-model head."""
+    """Gemma 1 or 2, under the head that the config names."""
 
     config: GemmaConfig
 
     def decode(
-        self,
-        input_ids: jax.Array,
-        positions: jax.Array,
-        ctx: DecoderContext,
-        output_hidden_states: bool,
-        logits_to_keep: int,
-    ) -> CausalLMOutput:
-        """Embeddings, layers, final norm, head; see `DecoderModel`."""
+        self, input_ids: jax.Array, positions: jax.Array, ctx: DecoderContext, collect: bool
+    ) -> Decoded:
+        """Embeddings, layers, final norm; see `DecoderModel`."""
         cfg, ex = self.config, self.execution
         window, per_layer = split_windows(cfg.windows)
         ctx = ctx.with_window(window)
@@ -101,20 +95,7 @@ class Gemma(DecoderModel):
             per_layer,
             name=STACK,
             execution=ex,
-            collect=output_hidden_states,
+            collect=collect,
         )
         x = _norm(cfg, ex, "norm")(x)
-        tied = embed if cfg.tie_word_embeddings else None
-        return CausalLMOutput(
-            logits=lm_head(
-                x,
-                cfg.vocab_size,
-                tied,
-                init,
-                ex,
-                logits_to_keep,
-                cfg.final_logit_softcapping,
-            ),
-            last_hidden_state=x,
-            hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
-        )
+        return Decoded(x0, outputs, x, embed, softcap=cfg.final_logit_softcapping)

@@ -1,4 +1,4 @@
-"""Weights map of the Gemma family: the layouts of `GemmaForCausalLM` and `Gemma2ForCausalLM`."""
+"""Weights map of the Gemma family: the layouts of `GemmaFor…` and `Gemma2For…`."""
 
 from fmjax.convert import Row
 from fmjax.models.decoder_rows import around, dense, norm
@@ -15,4 +15,4 @@ def rows(config: GemmaConfig) -> list[Row]:
         *(r for p in ("gate", "up", "down") for r in dense(f"mlp.{p}_proj")),
         *(norm(name) for name in norms),
     ]
-    return around(layers, config.tie_word_embeddings)
+    return around(layers, config)

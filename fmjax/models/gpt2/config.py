@@ -1,15 +1,17 @@
 """Configuration of GPT-2."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fmjax.models.config import ModelConfig, require
+from fmjax.models.config import require
+from fmjax.models.heads import Architectures, HeadedConfig, architectures
 
 TokenId = int | tuple[int, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2Config(ModelConfig):
+class GPT2Config(HeadedConfig):
     """Fields and defaults as in `transformers.GPT2Config`, dropout included.
 
     Attributes:
@@ -35,11 +37,15 @@ class GPT2Config(ModelConfig):
     scale_attn_by_inverse_layer_idx: bool = False
     reorder_and_upcast_attn: bool = False
     tie_word_embeddings: bool = True
-    pad_token_id: TokenId = None
+    pad_token_id: int | None = None
     bos_token_id: TokenId = 50256
     eos_token_id: TokenId = 50256
     model_type: str = "gpt2"
 
+    ARCHITECTURES: ClassVar[Mapping[str, Architectures]] = {
+        "gpt2": architectures("GPT2") | {"causal-lm": "GPT2LMHeadModel"}
+    }
+    TOKEN_CLASSIFIER: ClassVar[str] = "classifier"
     # `summary_*` belong to the double-heads model; n_ctx is an old name for n_positions.
     HARMLESS: ClassVar[frozenset[str]] = frozenset(
         {
@@ -53,14 +59,15 @@ class GPT2Config(ModelConfig):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.n_embd % self.n_head == 0,
             f"config: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}",
         )
-        require(self.model_type == "gpt2", f"config: model_type {self.model_type!r} is not GPT-2")
 
     @classmethod
     def _read(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        hf = super()._read(hf)
         # The names that every family shares, which transformers accepts for GPT-2 too.
         for common, own in (
             ("hidden_size", "n_embd"),

@@ -15,13 +15,12 @@ from fmjax.core.logical import constrain
 from fmjax.models.gpt2.config import GPT2Config
 from fmjax.nn.attention import attention
 from fmjax.nn.decoder import DecoderContext, DecoderModel
+from fmjax.nn.decoder_heads import Decoded
 from fmjax.nn.dense import Dense
 from fmjax.nn.dropout import dropout
 from fmjax.nn.embed import Embed
-from fmjax.nn.head import lm_head
 from fmjax.nn.mlp import MLP
 from fmjax.nn.norms import LayerNorm
-from fmjax.nn.outputs import CausalLMOutput
 from fmjax.nn.stack import apply_layers
 
 STACK = "h"
@@ -89,19 +88,14 @@ class Layer(nn.Module):
 
 
 class GPT2(DecoderModel):
-    """GPT-2 with its language-model head."""
+    """GPT-2, under the head that the config names."""
 
     config: GPT2Config
 
     def decode(
-        self,
-        input_ids: jax.Array,
-        positions: jax.Array,
-        ctx: DecoderContext,
-        output_hidden_states: bool,
-        logits_to_keep: int,
-    ) -> CausalLMOutput:
-        """Embeddings, layers, final norm, head; see `DecoderModel`."""
+        self, input_ids: jax.Array, positions: jax.Array, ctx: DecoderContext, collect: bool
+    ) -> Decoded:
+        """Embeddings, layers, final norm; see `DecoderModel`."""
         cfg, ex = self.config, self.execution
         init = _init(cfg)
         wte = Embed(cfg.vocab_size, cfg.n_embd, embedding_init=init, execution=ex, name="wte")
@@ -116,12 +110,7 @@ class GPT2(DecoderModel):
             jnp.arange(1, cfg.n_layer + 1, dtype=jnp.float32),
             name=STACK,
             execution=ex,
-            collect=output_hidden_states,
+            collect=collect,
         )
         x = LayerNorm(cfg.layer_norm_epsilon, ex, name="ln_f")(x)
-        tied = wte if cfg.tie_word_embeddings else None
-        return CausalLMOutput(
-            logits=lm_head(x, cfg.vocab_size, tied, init, ex, logits_to_keep),
-            last_hidden_state=x,
-            hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
-        )
+        return Decoded(x0, outputs, x, wte)

@@ -1,12 +1,13 @@
-"""Weights map of GPT-2: names and layouts of `GPT2LMHeadModel`.
+"""Weights map of GPT-2: names and layouts of `GPT2LMHeadModel` and `GPT2For…`.
 
-Its `Conv1D` kernels lie [in, out] in the file, as here: nothing is transposed but an untied head.
+Its `Conv1D` kernels lie [in, out] in the file, as here: nothing is transposed but heads.
 """
 
-from fmjax.convert import TRANSPOSE, Row, Split
+from fmjax.convert import Row, Split
+from fmjax.models.decoder_rows import under_head
 from fmjax.models.gpt2.config import GPT2Config
 
-_LAYER = "transformer.h.{layer}."
+_LAYER = "h.{layer}."
 
 
 def rows(config: GPT2Config) -> list[Row]:
@@ -23,9 +24,9 @@ def rows(config: GPT2Config) -> list[Row]:
             Row(f"{_LAYER}{name}.bias", f"{path}/bias"),
         ]
 
-    return [
-        Row("transformer.wte.weight", "wte/embedding"),
-        Row("transformer.wpe.weight", "wpe/embedding"),
+    bare = [
+        Row("wte.weight", "wte/embedding"),
+        Row("wpe.weight", "wpe/embedding"),
         *norm(f"{_LAYER}ln_1", "h/ln_1"),
         # Query, key and value side by side, [in, q|k|v]; an axis of their own keeps them whole
         # when the output dimension is sharded.
@@ -35,8 +36,6 @@ def rows(config: GPT2Config) -> list[Row]:
         *norm(f"{_LAYER}ln_2", "h/ln_2"),
         *conv1d("mlp.c_fc"),
         *conv1d("mlp.c_proj"),
-        *norm("transformer.ln_f", "ln_f"),
-        Row("lm_head.weight", "wte/embedding", copy=True)
-        if config.tie_word_embeddings
-        else Row("lm_head.weight", "lm_head/kernel", TRANSPOSE),
+        *norm("ln_f", "ln_f"),
     ]
+    return under_head(bare, config, "transformer.", "wte")

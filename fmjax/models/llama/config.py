@@ -1,9 +1,11 @@
 """Configuration of the LLaMA family: LLaMA 1–3 and Mistral."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fmjax.models.config import ModelConfig, require
+from fmjax.models.config import require
+from fmjax.models.heads import Architectures, HeadedConfig, architectures
 from fmjax.models.rotary import TokenId, pop_rope, settle_heads
 from fmjax.nn.rope import Rope
 
@@ -16,7 +18,7 @@ _MISTRAL_DEFAULTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig(ModelConfig):
+class LlamaConfig(HeadedConfig):
     """Fields and defaults as in `transformers.LlamaConfig` and `MistralConfig`.
 
     Attributes:
@@ -50,15 +52,16 @@ class LlamaConfig(ModelConfig):
     eos_token_id: TokenId = 2
     model_type: str = "llama"
 
+    ARCHITECTURES: ClassVar[Mapping[str, Architectures]] = {
+        "llama": architectures("Llama"),
+        "mistral": architectures("Mistral"),
+    }
     # Tensor-parallel bookkeeping of old conversions: the result is the same but for rounding.
     HARMLESS: ClassVar[frozenset[str]] = frozenset({"pretraining_tp"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         settle_heads(self)
-        require(
-            self.model_type in ("llama", "mistral"),
-            f"config: model_type {self.model_type!r} is not of the LLaMA family",
-        )
         require(
             self.sliding_window is None or self.model_type == "mistral",
             "config: sliding_window needs model_type='mistral'; transformers' llama ignores it",
@@ -74,6 +77,7 @@ class LlamaConfig(ModelConfig):
 
     @classmethod
     def _read(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        hf = super()._read(hf)
         rope = pop_rope(hf)
         if hf.get("model_type") == "mistral":
             # What transformers takes for a key that a Mistral config.json leaves out.
@@ -84,6 +88,7 @@ class LlamaConfig(ModelConfig):
         return hf | {"rope": rope}
 
     def _write(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = super()._write(values)
         values["rope_parameters"] = values.pop("rope").to_hf()
         if self.model_type == "mistral":
             del values["attention_bias"], values["mlp_bias"]

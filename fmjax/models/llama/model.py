@@ -11,11 +11,10 @@ from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
 from fmjax.models.llama.config import LlamaConfig
 from fmjax.nn.decoder import DecoderContext, DecoderModel
+from fmjax.nn.decoder_heads import Decoded
 from fmjax.nn.embed import Embed
-from fmjax.nn.head import lm_head
 from fmjax.nn.mlp import GatedMLP
 from fmjax.nn.norms import RMSNorm
-from fmjax.nn.outputs import CausalLMOutput
 from fmjax.nn.rope import cos_sin
 from fmjax.nn.rotary_attention import RotaryAttention
 from fmjax.nn.stack import apply_layers
@@ -52,19 +51,14 @@ class Layer(nn.Module):
 
 
 class Llama(DecoderModel):
-    """LLaMA with its language-model head."""
+    """LLaMA, under the head that the config names."""
 
     config: LlamaConfig
 
     def decode(
-        self,
-        input_ids: jax.Array,
-        positions: jax.Array,
-        ctx: DecoderContext,
-        output_hidden_states: bool,
-        logits_to_keep: int,
-    ) -> CausalLMOutput:
-        """Embeddings, layers, final norm, head; see `DecoderModel`."""
+        self, input_ids: jax.Array, positions: jax.Array, ctx: DecoderContext, collect: bool
+    ) -> Decoded:
+        """Embeddings, layers, final norm; see `DecoderModel`."""
         cfg, ex = self.config, self.execution
         ctx = ctx.with_window(cfg.sliding_window)
         tables = cos_sin(cfg.rope, cfg.head_dim, cfg.max_position_embeddings, positions)
@@ -80,12 +74,7 @@ class Llama(DecoderModel):
             ctx.replace(tables=tables),
             name=STACK,
             execution=ex,
-            collect=output_hidden_states,
+            collect=collect,
         )
         x = RMSNorm(cfg.rms_norm_eps, ex, name="norm")(x)
-        tied = embed if cfg.tie_word_embeddings else None
-        return CausalLMOutput(
-            logits=lm_head(x, cfg.vocab_size, tied, init, ex, logits_to_keep),
-            last_hidden_state=x,
-            hidden_states=(x0, *outputs[:-1], x) if output_hidden_states else None,
-        )
+        return Decoded(x0, outputs, x, embed)

@@ -1,4 +1,4 @@
-"""Weights map of the LLaMA family: the layouts of `LlamaForCausalLM` and `MistralForCausalLM`."""
+"""Weights map of the LLaMA family: the layouts of `LlamaFor…` and `MistralFor…`."""
 
 from fmjax.convert import Row
 from fmjax.models.decoder_rows import around, dense, norm
@@ -13,4 +13,4 @@ def rows(config: LlamaConfig) -> list[Row]:
         norm("post_attention_layernorm"),
         *(r for p in ("gate", "up", "down") for r in dense(f"mlp.{p}_proj", config.mlp_bias)),
     ]
-    return around(layers, config.tie_word_embeddings)
+    return around(layers, config)

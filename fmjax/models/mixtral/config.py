@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fmjax.models.config import ModelConfig, require
+from fmjax.models.config import require
+from fmjax.models.heads import Architectures, HeadedConfig, architectures
 from fmjax.models.rotary import TokenId, pop_rope, settle_heads
 from fmjax.nn.rope import Rope
 
@@ -12,7 +13,7 @@ _THETA = 1e6  # What transformers takes where a Mixtral config.json gives none.
 
 
 @dataclasses.dataclass(frozen=True)
-class MixtralConfig(ModelConfig):
+class MixtralConfig(HeadedConfig):
     """Fields and defaults as in `transformers.MixtralConfig`.
 
     Attributes:
@@ -50,12 +51,11 @@ class MixtralConfig(ModelConfig):
     eos_token_id: TokenId = 2
     model_type: str = "mixtral"
 
+    ARCHITECTURES: ClassVar[Mapping[str, Architectures]] = {"mixtral": architectures("Mixtral")}
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"router_jitter_noise": (0.0,)}
 
     def __post_init__(self) -> None:
-        require(
-            self.model_type == "mixtral", f"config: model_type {self.model_type!r} is not Mixtral"
-        )
+        super().__post_init__()
         settle_heads(self)
         require(
             self.sliding_window is None or self.sliding_window > 0,
@@ -74,12 +74,14 @@ class MixtralConfig(ModelConfig):
 
     @classmethod
     def _read(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        hf = super()._read(hf)
         if "num_experts" in hf:
             hf.setdefault("num_local_experts", hf.pop("num_experts"))
         rope = pop_rope(hf, _THETA)
         return hf | {"rope": rope}
 
     def _write(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = super()._write(values)
         values["rope_parameters"] = values.pop("rope").to_hf()
         return values
 

@@ -13,11 +13,10 @@ from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
 from fmjax.models.mixtral.config import MixtralConfig
 from fmjax.nn.decoder import DecoderContext, DecoderModel
+from fmjax.nn.decoder_heads import Decoded
 from fmjax.nn.embed import Embed
-from fmjax.nn.head import lm_head
 from fmjax.nn.moe import SparseMoE
 from fmjax.nn.norms import RMSNorm
-from fmjax.nn.outputs import CausalLMOutput
 from fmjax.nn.rope import cos_sin
 from fmjax.nn.rotary_attention import RotaryAttention
 from fmjax.nn.stack import apply_layers
@@ -66,7 +65,7 @@ class Layer(nn.Module):
 
 
 class Mixtral(DecoderModel):
-    """Mixtral with its language-model head."""
+    """Mixtral, under the head that the config names."""
 
     config: MixtralConfig
 
@@ -75,11 +74,10 @@ class Mixtral(DecoderModel):
         input_ids: jax.Array,
         positions: jax.Array,
         ctx: DecoderContext,
-        output_hidden_states: bool,
-        logits_to_keep: int,
+        collect: bool,
         output_router_logits: bool | None = None,
-    ) -> CausalLMOutput:
-        """Embeddings, layers, final norm, head; see `DecoderModel`.
+    ) -> Decoded:
+        """Embeddings, layers, final norm; see `DecoderModel`.
 
         Args:
           output_router_logits: return the logits of the routers too; default as the config says.
@@ -100,13 +98,8 @@ class Mixtral(DecoderModel):
             ctx.replace(tables=tables),
             name=STACK,
             execution=ex,
-            collect=output_hidden_states or routed,
+            collect=collect or routed,
         )
         x = RMSNorm(cfg.rms_norm_eps, ex, name="norm")(x)
-        tied = embed if cfg.tie_word_embeddings else None
-        return CausalLMOutput(
-            logits=lm_head(x, cfg.vocab_size, tied, init, ex, logits_to_keep),
-            last_hidden_state=x,
-            hidden_states=(x0, *(y for y, _ in outputs[:-1]), x) if output_hidden_states else None,
-            router_logits=tuple(logits for _, logits in outputs) if routed else None,
-        )
+        router_logits = tuple(logits for _, logits in outputs) if routed else None
+        return Decoded(x0, [y for y, _ in outputs], x, embed, router_logits)

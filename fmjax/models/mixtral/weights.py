@@ -1,4 +1,4 @@
-"""Weights map of Mixtral: the layout that `MixtralForCausalLM` writes, with a tensor an expert.
+"""Weights map of Mixtral: the layout that `MixtralFor…` writes, with a tensor an expert.
 
 Files that hold the experts fused, as transformers keeps them in memory, are read too.
 """
@@ -37,4 +37,4 @@ def rows(config: MixtralConfig) -> list[Row]:
         _experts("w2", "down_proj", Fused(f"{_FUSED}experts.down_proj")),
         _experts("w3", "up_proj", Fused(gate_up, part=1, parts=2)),
     ]
-    return around(layers, config.tie_word_embeddings)
+    return around(layers, config)

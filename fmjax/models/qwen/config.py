@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fmjax.models.config import ModelConfig, require
+from fmjax.models.config import require
+from fmjax.models.heads import Architectures, HeadedConfig, architectures
 from fmjax.models.rotary import (
     FULL,
     SLIDING,
@@ -17,7 +18,7 @@ from fmjax.nn.rope import Rope
 
 
 @dataclasses.dataclass(frozen=True)
-class QwenConfig(ModelConfig):
+class QwenConfig(HeadedConfig):
     """Fields and defaults as in `transformers.Qwen2Config` and `Qwen3Config`.
 
     Attributes:
@@ -58,14 +59,15 @@ class QwenConfig(ModelConfig):
     eos_token_id: TokenId = None
     model_type: str = "qwen2"
 
+    ARCHITECTURES: ClassVar[Mapping[str, Architectures]] = {
+        "qwen2": architectures("Qwen2"),
+        "qwen3": architectures("Qwen3"),
+    }
     # Multi-modal positions, which the vision models use.
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"use_mrope": (False,)}
 
     def __post_init__(self) -> None:
-        require(
-            self.model_type in ("qwen2", "qwen3"),
-            f"config: model_type {self.model_type!r} is not of the Qwen family",
-        )
+        super().__post_init__()
         require(
             not self.attention_bias or self.model_type == "qwen3",
             "config: attention_bias needs model_type='qwen3'; transformers' qwen2 ignores it",
@@ -99,10 +101,12 @@ class QwenConfig(ModelConfig):
 
     @classmethod
     def _read(cls, hf: dict[str, Any]) -> dict[str, Any]:
+        hf = super()._read(hf)
         rope = pop_rope(hf)
         return hf | {"rope": rope}
 
     def _write(self, values: dict[str, Any]) -> dict[str, Any]:
+        values = super()._write(values)
         values["rope_parameters"] = values.pop("rope").to_hf()
         values["layer_types"] = list(self.layer_types or self._usual_layer_types())
         if self.model_type == "qwen2":

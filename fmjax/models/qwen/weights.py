@@ -1,4 +1,4 @@
-"""Weights map of the Qwen family: the layouts of `Qwen2ForCausalLM` and `Qwen3ForCausalLM`."""
+"""Weights map of the Qwen family: the layouts of `Qwen2For…` and `Qwen3For…`."""
 
 from fmjax.convert import Row
 from fmjax.models.decoder_rows import around, dense, norm
@@ -16,4 +16,4 @@ def rows(config: QwenConfig) -> list[Row]:
         norm("post_attention_layernorm"),
         *(r for p in ("gate", "up", "down") for r in dense(f"mlp.{p}_proj")),
     ]
-    return around(layers, config.tie_word_embeddings)
+    return around(layers, config)

@@ -1,0 +1,16 @@
+"""The collection of adapters, as those who make, apply and train them must agree on it.
+
+It lies beside "params" and mirrors module paths. Its leaves are trained, but for the constants
+that go with low-rank factors.
+"""
+
+COLLECTION = "adapter"
+
+CONSTANTS = ("scale", "dropout")
+"""Names of the leaves that are not trained."""
+
+TRAINABLE: tuple[tuple[str, bool], ...] = (
+    (rf"(^|/)({'|'.join(CONSTANTS)})$", False),
+    (r".", True),
+)
+"""Which leaves are trained, as ordered rules (regex on the path, trained or not)."""

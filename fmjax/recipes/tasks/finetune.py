@@ -1,0 +1,75 @@
+"""Fine-tuning on a task: one function for all tasks and both methods."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from fmjax.recipes.options import Hardware
+from fmjax.recipes.tasks.settings import Adaptation, Examples, TaskOptimization
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneTask:
+    """Adapt a model to a task: classification, tagging, question answering (qa) or embedding.
+
+    The best state by the task's metric is what counts in the end. The run's directory gets it as
+    `model`, which transformers loads (with LoRA also `adapter`, which PEFT loads), its figures
+    (metrics.json), pictures (report.html, picture.png), the log (metrics.jsonl) and checkpoints.
+    The same command goes on where a stopped run was.
+
+    Attributes:
+      model: Directory of the model to start from.
+      out: Directory of the run.
+      task: What the model is to do.
+      log_every: Steps between lines of the log.
+      tensorboard: Also write TensorBoard event files.
+    """
+
+    model: Path
+    out: Path
+    examples: Examples
+    task: Literal["classification", "tagging", "qa", "embedding"]
+    adaptation: Adaptation = Adaptation()
+    optimization: TaskOptimization = TaskOptimization()
+    hardware: Hardware = Hardware()
+    log_every: int = 10
+    tensorboard: bool = False
+
+    def run(self) -> bool:
+        """Trains, measures and exports.
+
+        Returns:
+          Whether the run is complete; False after a SIGTERM, which saved a checkpoint.
+
+        Raises:
+          FmjaxError: settings or files that cannot be used; found before anything is written.
+        """
+        from fmjax.recipes.tasks.run import finetune
+
+        return finetune(self) is not None
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak, as given or by the method."""
+        default = 1e-3 if self.adaptation.method == "lora" else 5e-5
+        return self.optimization.learning_rate or default
+
+    def steps(self, examples: int) -> int:
+        """Updates in all, over this many examples to train on."""
+        optimization = self.optimization
+        return optimization.steps or max(
+            1, math.ceil(optimization.epochs * examples / optimization.batch_size)
+        )
+
+    def eval_every(self, examples: int) -> int:
+        """Updates between evaluations."""
+        optimization = self.optimization
+        return optimization.eval_every or max(1, round(examples / optimization.batch_size))
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint remembers of the settings and compares when the run goes on."""
+        record = dataclasses.asdict(self)
+        for name in ("hardware", "log_every", "model", "out", "tensorboard"):
+            record.pop(name)
+        return record

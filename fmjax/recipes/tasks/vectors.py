@@ -1,0 +1,178 @@
+"""Texts to vectors: the model without its head, pooled."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import fmjax
+from fmjax.convert import read_json
+from fmjax.core.errors import ConfigError, DataError
+from fmjax.data.encoding import encode_batch
+from fmjax.data.tasks import eval_task_batches
+from fmjax.nn.pooling import sentence_embeddings
+from fmjax.recipes.models import compute_dtype, parse_mesh, resolve_directory
+from fmjax.recipes.tasks.embed import Embed
+from fmjax.recipes.tasks.inference import Predictor, counting
+from fmjax.recipes.tasks.inputs import read_inputs
+
+POOLING = Path("1_Pooling") / "config.json"
+# sentence-transformers' names of the poolings.
+_MODES = {
+    "mean": "pooling_mode_mean_tokens",
+    "cls": "pooling_mode_cls_token",
+    "last": "pooling_mode_lasttoken",
+}
+CHUNK = 1024
+
+
+def write_vectors(settings: Embed) -> None:
+    """Reads, embeds and writes; see `Embed`.
+
+    Raises:
+      FmjaxError: what cannot be read, or an output of an unknown kind; found before anything is
+        written.
+    """
+    if settings.output.suffix not in (".npy", ".parquet"):
+        raise ConfigError(f"--output {settings.output}: end the name in .npy or .parquet")
+    start = resolve_directory(settings.model, heads=None)
+    tables = list(read_inputs(settings.input, settings.text_column, CHUNK))
+    for table in tables:
+        table.require(settings.text_column, "--text-column")
+    texts = [text for table in tables for text in table.texts(settings.text_column)]
+    pooling = settings.pooling or own_pooling(settings.model, type(start.config))
+    mesh = parse_mesh(settings.mesh)
+    # The key is for a pooler on the first token, which embeddings do not use but some files lack.
+    model, params = fmjax.from_pretrained(
+        settings.model,
+        dtype=compute_dtype(settings.dtype),
+        mesh=mesh,
+        override={"head": None},
+        new_head=jax.random.key(0),
+    )
+    limit = min(settings.max_length, model.config.position_limit or settings.max_length)
+    vectors, cut = embed_texts(
+        model,
+        {"params": params},
+        start.tokenizer,
+        texts,
+        pooling=pooling,
+        normalize=not settings.keep_length,
+        batch_size=settings.batch_size,
+        max_length=limit,
+        mesh=mesh,
+    )
+    if settings.output.suffix == ".npy":
+        _replace(settings.output, lambda file: np.save(file, vectors))
+    else:
+        _write_parquet(settings.output, [row for table in tables for row in table.rows], vectors)
+    cuts = f"; {cut:,} cut at {limit} tokens" if cut else ""
+    print(f"{settings.output}: {vectors.shape[0]:,} × {vectors.shape[1]:,} ({pooling}{cuts})")
+
+
+def embed_texts(
+    model: Any,
+    variables: Mapping[str, Any],
+    tokenizer: Any,
+    texts: Sequence[str],
+    *,
+    pooling: str,
+    normalize: bool = True,
+    batch_size: int = 32,
+    max_length: int = 256,
+    mesh: jax.sharding.Mesh,
+    progress: bool = True,
+) -> tuple[np.ndarray, int]:
+    """Vectors f32 [texts, D] in the order of the texts, and how many texts were cut."""
+    encoded = encode_batch(tokenizer, texts)
+    cut = sum(len(e) > max_length for e in encoded)
+    features = [{"input_ids": e.ids} for e in encode_batch(tokenizer, texts, None, max_length)]
+    batches = eval_task_batches(
+        features, batch_size, pad_id=tokenizer.pad_token_id or 0, max_length=max_length
+    )
+    predictor = Predictor(
+        model,
+        lambda output, batch: sentence_embeddings(
+            output.last_hidden_state, batch["attention_mask"], pooling, normalize
+        ),
+        mesh,
+    )
+    with counting("embedding", len(texts), progress) as advance:
+        rows, _ = predictor(variables, batches, advance)
+    return np.stack(rows), cut
+
+
+def own_pooling(directory: Path, config: type) -> str:
+    """What a sentence-transformers directory states, else mean for encoders, last for decoders.
+
+    Raises:
+      ConfigError: a pooling that fmjax does not have.
+    """
+    file = directory / POOLING
+    if not file.is_file():
+        return "last" if config.head == "causal-lm" else "mean"
+    stated = read_json(file)
+    modes = [name for name, key in _MODES.items() if stated.get(key)]
+    others = [k for k, on in stated.items() if k.startswith("pooling_mode_") and on is True]
+    if len(modes) != 1 or len(others) != 1:
+        raise ConfigError(
+            f"{file} pools by {', '.join(others) or 'nothing'}; choose one with --pooling: "
+            f"{', '.join(_MODES)}"
+        )
+    return modes[0]
+
+
+def write_pooling(directory: Path, width: int, pooling: str, max_length: int) -> None:
+    """The files that make a model directory one of sentence-transformers."""
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for i, kind in enumerate(kinds)
+    ]
+    stated = {key: name == pooling for name, key in _MODES.items()}
+    content = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+        str(POOLING): {"word_embedding_dimension": width, **stated},
+    }
+    for name, value in content.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.Table.from_pylist([dict(row) for row in rows])
+    except pyarrow.ArrowException as e:
+        raise DataError(
+            f"the fields of the input do not make columns ({e}); give each field values of one "
+            "type, or write .npy"
+        ) from e
+    flat = pyarrow.array(vectors.reshape(-1))
+    column = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    table = table.append_column("embedding", column)
+    _replace(path, lambda file: pyarrow.parquet.write_table(table, file))
+
+
+def _replace(path: Path, write: Any) -> None:
+    """A file that appears whole."""
+    part = path.with_name(f".incomplete-{path.name}")
+    try:
+        with part.open("wb") as file:
+            write(file)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+"""JSON files inside a checkpoint."""
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+class JsonFile:
+    """A JSON file inside a checkpoint, as Orbax's `StatefulCheckpointable`.
+
+    Each process writes and reads a file of its own name. A position saved by fewer processes is
+    read from the first: the iterator knows whether it can use it.
+    """
+
+    def __init__(self, name: str, value: Any, primary_only: bool = False) -> None:
+        self.name, self.value, self.primary_only = name, value, primary_only
+
+    async def save(self, directory: Any) -> Any:
+        text = json.dumps(self.value, indent=1)
+
+        async def write() -> None:
+            parent = Path(await directory.await_creation())
+            if not self.primary_only or jax.process_index() == 0:
+                (parent / self.name).write_text(text)
+
+        return write()
+
+    async def load(self, directory: Any) -> Any:
+        async def read() -> None:
+            path = Path(directory) / self.name
+            path = path if path.exists() else path.with_name(data_name(0))
+            self.value = json.loads(path.read_text())
+
+        return read()
+
+
+def data_name(process: int | None = None) -> str:
+    """Of the file of one process, by default this one."""
+    return f"process_{jax.process_index() if process is None else process}.json"
+
+
+def pack(value: Any) -> Any:
+    """JSON-able form of a position: bytes become {"base64": …}."""
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, Mapping):
+        return {key: pack(v) for key, v in value.items()}
+    return [pack(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def unpack(value: Any) -> Any:
+    """The inverse of `pack`."""
+    if isinstance(value, Mapping):
+        if set(value) == {"base64"}:
+            return base64.b64decode(value["base64"])
+        return {key: unpack(v) for key, v in value.items()}
+    return [unpack(v) for v in value] if isinstance(value, list) else value
