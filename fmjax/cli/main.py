@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 a bug in fmjax, 2 bad input, 130 interrupted (training saves first).
 """
 
+import argparse
 import errno
 import importlib
 import os
@@ -68,7 +69,7 @@ def experiment(
       description: for `--help`.
       run: what to do with the settings.
       argv: without the program's name; None reads `sys.argv`.
-      scales: other defaults by name; `--scale NAME` picks one.
+      scales: other defaults by name; `--scale NAME` starts from those.
 
     Returns:
       The exit code, as of `main`.
@@ -78,6 +79,8 @@ def experiment(
     from fmjax.cli.console import MARKERS
 
     arguments, debug = _arguments(argv)
+    if scales:
+        description += f"\n\n--scale NAME starts from other settings: {', '.join(scales)}."
 
     def parse() -> Any:
         chosen, rest = _scale(arguments, defaults, scales or {})
@@ -92,19 +95,20 @@ def experiment(
     return execute(lambda: run(parse()), debug)
 
 
-def _scale(
-    arguments: list[str], defaults: Any, scales: Mapping[str, Any]
-) -> tuple[Any, list[str]]:
+def _scale(arguments: list[str], defaults: Any, scales: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """The defaults that `--scale` picks, and the command line without it."""
-    if "--scale" not in arguments or not scales:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--scale", nargs="?", const="")
+    given, rest = parser.parse_known_args(arguments)
+    if given.scale is None or not scales:
         return defaults, arguments
-    from fmjax.core.errors import ConfigError
+    if given.scale not in scales:
+        from fmjax.core.errors import ConfigError
 
-    at = arguments.index("--scale")
-    name = "".join(arguments[at + 1 : at + 2])
-    if name not in scales:
-        raise ConfigError(f"--scale {name}: choose one of {', '.join(scales)}")
-    return scales[name], arguments[:at] + arguments[at + 2 :]
+        raise ConfigError(
+            f"--scale {given.scale}: no such scale; choose one of {', '.join(scales)}"
+        )
+    return scales[given.scale], rest
 
 
 def execute(run: Callable[[], Any], debug: bool = False) -> int:

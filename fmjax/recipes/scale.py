@@ -1,4 +1,4 @@
-"""What a pretraining run on rented accelerators would take, by arithmetic, before it is paid for."""
+"""What a pretraining run on rented accelerators would take: arithmetic, before it is paid for."""
 
 import dataclasses
 
@@ -18,19 +18,21 @@ class Machine:
     Attributes:
       kind: as JAX names the device.
       chips: how many.
+      memory: bytes of each.
       price: assumed, in US dollars a chip-hour on demand; check the day's.
     """
 
     kind: str
     chips: int
+    memory: float
     price: float
 
 
 # The number in a v5p's name counts TensorCores, of which a chip has two.
 MACHINES = {
-    "v5e-8": Machine("TPU v5e", 8, 1.20),
-    "v5p-16": Machine("TPU v5p", 8, 4.20),
-    "8xH100": Machine("H100", 8, 3.00),
+    "v5e-8": Machine("TPU v5e", 8, 16e9, 1.20),
+    "v5p-16": Machine("TPU v5p", 8, 95e9, 4.20),
+    "8xH100": Machine("H100", 8, 80e9, 3.00),
 }
 
 
@@ -75,19 +77,33 @@ def estimate(settings: Pretrain, machine: Machine) -> Estimate:
     return Estimate(params, tokens, flops, hours, hours * machine.chips * machine.price, loss)
 
 
-HEADER = (
-    "scale   model          N (B)  mesh   rows × T         steps  D (B)   6ND FLOP  hours    USD  loss"
+_WIDTHS = (-6, -14, 5, -6, 11, 7, 5, 7, 5, 6, 4)
+
+
+def _row(*cells: str) -> str:
+    """Cells side by side; a negative width aligns to the left."""
+    pairs = zip(cells, _WIDTHS, strict=True)
+    return "  ".join(f"{c:<{-w}}" if w < 0 else f"{c:>{w}}" for c, w in pairs)
+
+
+HEADER = _row(
+    "scale", "model", "N (B)", "mesh", "rows × T", "steps", "D (B)", "6ND", "hours", "USD", "loss"
 )
 
 
 def line(name: str, settings: Pretrain) -> str:
     """One row of the table that an experiment states, under `HEADER`."""
     e, data = estimate(settings, MACHINES[name]), settings.data
-    cells = (
-        f"{name:<7} {settings.model:<14} {e.params / 1e9:.2f}",
-        f"{settings.hardware.mesh:<6} {data.batch_size:>4} × {data.sequence_length:<4}",
-        f"{settings.optimization.steps:>7,} {e.tokens / 1e9:>6.0f} {e.flops:>9.1e}",
-        f"{e.hours:>4.0f} {e.dollars:>7,.0f}",
+    return _row(
+        name,
+        settings.model,
+        f"{e.params / 1e9:.2f}",
+        settings.hardware.mesh,
+        f"{data.batch_size} × {data.sequence_length}",
+        f"{settings.optimization.steps:,}",
+        f"{e.tokens / 1e9:.0f}",
+        f"{e.flops:.1e}",
+        f"{e.hours:.0f}",
+        f"{e.dollars:,.0f}",
         "-" if e.loss is None else f"{e.loss:.2f}",
     )
-    return "  ".join(cells)

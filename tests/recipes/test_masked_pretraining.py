@@ -62,34 +62,50 @@ def changed(settings, **optimization):
     return dataclasses.replace(settings, optimization=new)
 
 
+@pytest.fixture(scope="module")
+def topics(tmp_path_factory):
+    """Documents of one word each, and their tokenizer: a gap follows from the tokens around it."""
+    words = "light light heaven earth day night water land grass tree sun moon fish man".split()
+    home = tmp_path_factory.mktemp("topics")
+    (home / "topics.txt").write_text("\n\n".join(" ".join([word] * 12) for word in words * 12))
+    train_wordpiece([home / "topics.txt"], home / "tokenizer", 64)
+    return home
+
+
 @pytest.mark.parametrize("model", ["bert-base", "roberta-base"])
-def test_a_run(settings, model, capsys):
-    """The loss falls, and transformers computes the exported model's logits."""
-    settings = dataclasses.replace(settings, model=model)
-    long = changed(settings, steps=120, warmup=10)
-    sparse = Cadence(eval_every=120, eval_batches=4, log_every=40, checkpoint_every=1000)
+def test_a_run(settings, topics, model, capsys):
+    """It beats the unigram in loss and accuracy; transformers computes the same logits."""
+    data = dataclasses.replace(settings.data, data=(str(topics / "topics.txt"),))
+    settings = dataclasses.replace(
+        settings, model=model, data=data, tokenizer=str(topics / "tokenizer")
+    )
+    long = changed(settings, steps=80, learning_rate=1e-2, warmup=10)
+    sparse = Cadence(eval_every=80, eval_batches=4, log_every=40, checkpoint_every=1000)
     long = dataclasses.replace(long, cadence=sparse, masking=Masking(0.2, whole_words=True))
     assert long.run()
     ((loss, accuracy, other, top),) = log(
         long, "eval_loss", "eval_accuracy", "eval_unigram_loss", "eval_unigram_accuracy"
     )
-    first = log(long, "loss")[0][0]
-    assert loss < first - 0.05 and 0 < top < 1
+    assert loss < other and 0 < top < accuracy
+    said = (
+        f"masked accuracy {accuracy:.3f} (most frequent token: {top:.3f}), "
+        f"loss {loss:.3f} (unigram {other:.3f})"
+    )
     out = capsys.readouterr().out
-    assert f"masked accuracy {accuracy:.3f} (most frequent token: {top:.3f})" in out
-    assert f"loss {loss:.3f} (unigram {other:.3f})" in out and "fill-mask" in out
+    assert said in out and "fill-mask" in out
+    assert said == masked_summary(
+        {"loss": loss, "accuracy": accuracy}, {"loss": other, "accuracy": top}
+    )
     # With nothing left to train, the same figures are measured again.
     assert long.run()
-    again = capsys.readouterr().out
-    assert masked_summary({"loss": loss, "accuracy": accuracy}, {"loss": other, "accuracy": top})
-    assert next(line for line in out.splitlines() if "accuracy" in line) in again
+    assert said in capsys.readouterr().out
 
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     theirs = AutoModelForMaskedLM.from_pretrained(long.out / "model").eval()
-    ids = AutoTokenizer.from_pretrained(long.out / "model")("In the [MASK] God made")["input_ids"]
-    assert ids == load_tokenizer(long.out / "model").encode("In the [MASK] God made")
+    ids = AutoTokenizer.from_pretrained(long.out / "model")("day [MASK] day night")["input_ids"]
+    assert ids == load_tokenizer(long.out / "model").encode("day [MASK] day night")
     ours, params = fmjax.from_pretrained(long.out / "model")
     logits = ours.apply({"params": params}, input_ids=np.array([ids])).logits
     with torch.no_grad():
