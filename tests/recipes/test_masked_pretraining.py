@@ -136,6 +136,15 @@ def test_sharding_changes_nothing(settings, tmp_path):
     np.testing.assert_allclose(log(settings, *names), log(sharded, *names), rtol=1e-5)
 
 
+def test_streamed_text_has_no_counts_to_compare_with(settings, capsys):
+    data = dataclasses.replace(settings.data, streaming=True)
+    settings = dataclasses.replace(changed(settings, steps=2), data=data)
+    assert settings.run()
+    ((loss, accuracy),) = log(settings, "eval_loss", "eval_accuracy")
+    assert f"masked accuracy {accuracy:.3f}, loss {loss:.3f}\n" in capsys.readouterr().out
+    assert log(settings, "eval_unigram_loss") == []
+
+
 def test_the_masking_belongs_to_the_run(settings, capsys):
     assert settings.run()
     other = dataclasses.replace(settings, masking=Masking(0.3))
