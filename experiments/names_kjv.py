@@ -62,7 +62,7 @@ NAMES = FinetuneTask(
     out=Path("runs/names_kjv"),
     task="tagging",
     examples=Examples(train=str(DATA / "train.conll"), valid=str(DATA / "valid.conll")),
-    optimization=TaskOptimization(steps=300, learning_rate=3e-4, eval_every=100),
+    optimization=TaskOptimization(steps=200, learning_rate=3e-4, eval_every=100),
 )
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ EMBEDDINGS = FinetuneTask(
     examples=Examples(
         train=str(DATA / "train.jsonl"), valid=str(DATA / "valid.jsonl"), max_length=64
     ),
-    optimization=TaskOptimization(epochs=1.0, batch_size=64, eval_every=50),
+    optimization=TaskOptimization(steps=200, batch_size=32, eval_every=50),
 )
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ SENTIMENT = FinetuneTask(
     out=Path("runs/sentiment"),
     task="classification",
     examples=Examples(train="movie_reviews", max_length=64),
-    optimization=TaskOptimization(epochs=3.0, batch_size=32, eval_every=100, patience=5),
+    optimization=TaskOptimization(epochs=2.0, batch_size=32, eval_every=100),
 )
 
 if __name__ == "__main__":

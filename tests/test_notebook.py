@@ -1,36 +1,70 @@
-"""The notebook runs from its first to its last cell, with a tiny setting."""
+"""The notebooks run from their first to their last cell, with a tiny setting."""
 
 from pathlib import Path
 
+import jax
 import nbformat
 import pytest
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
+import fmjax
+from fmjax.data import load_corpus, train_wordpiece
+from fmjax.models.bert.config import BertConfig
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+ALL = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
-# Jupyter's own.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_quickstart_notebook(tmp_path, monkeypatch):
+def run(name: str, tmp_path: Path, monkeypatch) -> str:
+    """What a notebook prints; its pictures must be there too."""
     from nbclient import NotebookClient
 
     monkeypatch.setenv("FMJAX_NOTEBOOK_TINY", "1")
     monkeypatch.setenv("FMJAX_NOTEBOOK_OUT", str(tmp_path / "out"))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     there = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=there).execute()
-    printed = "".join(
-        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())
-    )
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    return "".join(output.get("text", "") for output in outputs)
+
+
+# Jupyter's own.
+quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@quiet
+def test_quickstart(tmp_path, monkeypatch):
+    printed = run("quickstart.ipynb", tmp_path, monkeypatch)
     for text in ("bits/byte", "trained parameters", "model.safetensors", "This movie is"):
         assert text in printed
-    assert any("image/png" in output.get("data", {}) for cell in notebook.cells
-               for output in cell.get("outputs", ()))  # fmt: skip
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_the_notebook_is_kept_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@quiet
+def test_finetune(tmp_path, monkeypatch):
+    texts = [review["text"] for review in load_corpus("movie_reviews")[:200]]
+    tokenizer = train_wordpiece(texts, tmp_path / "tokenizer", 400)
+    config = BertConfig(
+        vocab_size=400,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    model = fmjax.build(config)
+    params = fmjax.init_params(model, jax.random.key(0))
+    fmjax.save_pretrained(tmp_path / "model", model, params, tokenizer)
+    monkeypatch.setenv("FMJAX_NOTEBOOK_MODEL", str(tmp_path / "model"))
+    printed = run("finetune.ipynb", tmp_path, monkeypatch)
+    for text in ("rated neutral", "lora  accuracy", '"label": "', "searched:"):
+        assert text in printed
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)

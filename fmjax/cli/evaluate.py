@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measure a model's perplexity, with or without an adapter.
+    """Measure a model's perplexity; with --test FILE, how well a fine-tuned one does its task.
 
     Perplexity by token depends on the tokenizer; by word, and bits per byte, compare across them.
 

@@ -34,6 +34,13 @@ COMMANDS = {
 }
 
 
+# A flag that turns a sub-command to tasks → the dataclass of its options then.
+VARIANTS = {
+    ("finetune", "--task"): "fmjax.recipes:FinetuneTask",
+    ("eval", "--test"): "fmjax.recipes:EvaluateTask",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line.
 
@@ -151,9 +158,9 @@ def _parse(arguments: list[str]) -> Any:
 
     if arguments and arguments[0] in COMMANDS:
         name, *rest = arguments
-        kind = _load(name)
-        if name == "finetune" and any(word.split("=")[0] == "--task" for word in rest):
-            kind = importlib.import_module("fmjax.recipes").FinetuneTask
+        flags = {word.split("=")[0] for word in rest}
+        kind = next((k for (n, flag), k in VARIANTS.items() if n == name and flag in flags), None)
+        kind = _resolve(kind) if kind else _load(name)
         return tyro.cli(kind, prog=f"fmjax {name}", args=rest, config=MARKERS)
     # Anything else ends in the overview, in which every command has one line.
     kinds = {name: _load(name) for name in COMMANDS}
@@ -171,7 +178,11 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def _load(name: str) -> Any:
-    module, _, kind = COMMANDS[name].partition(":")
+    return _resolve(COMMANDS[name])
+
+
+def _resolve(place: str) -> Any:
+    module, _, kind = place.partition(":")
     return getattr(importlib.import_module(module), kind)
 
 

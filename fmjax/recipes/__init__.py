@@ -6,12 +6,13 @@ Importing this room imports no JAX; `run()` does.
 from fmjax.recipes.finetune import Finetune
 from fmjax.recipes.options import Cadence, Data, Hardware, Masking, Optimization
 from fmjax.recipes.pretrain import Pretrain
-from fmjax.recipes.tasks import Embed, FinetuneTask, Predict
+from fmjax.recipes.tasks import Embed, EvaluateTask, FinetuneTask, Predict
 
 __all__ = [
     "Cadence",
     "Data",
     "Embed",
+    "EvaluateTask",
     "Finetune",
     "FinetuneTask",
     "Hardware",

@@ -6,8 +6,17 @@ Importing this room imports no JAX.
 """
 
 from fmjax.recipes.tasks.embed import Embed
+from fmjax.recipes.tasks.evaluate import EvaluateTask
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.predict import Predict
 from fmjax.recipes.tasks.settings import Adaptation, Examples, TaskOptimization
 
-__all__ = ["Adaptation", "Embed", "Examples", "FinetuneTask", "Predict", "TaskOptimization"]
+__all__ = [
+    "Adaptation",
+    "Embed",
+    "EvaluateTask",
+    "Examples",
+    "FinetuneTask",
+    "Predict",
+    "TaskOptimization",
+]

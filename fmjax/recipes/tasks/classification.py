@@ -19,9 +19,9 @@ from fmjax.data.tasks import (
 from fmjax.evals.classification import spearman
 from fmjax.objectives import SequenceClassification
 from fmjax.recipes.tasks.finetune import FinetuneTask
-from fmjax.recipes.tasks.pictures import confusion_picture
+from fmjax.recipes.tasks.pictures import confusion_picture, scores_picture
 from fmjax.recipes.tasks.predict import Predict
-from fmjax.recipes.tasks.settings import TaskOptimization
+from fmjax.recipes.tasks.settings import Examples, TaskOptimization
 from fmjax.recipes.tasks.task import Finish, Measured, Prepared, Reading, Task, read_split
 
 PROBLEMS = {
@@ -48,18 +48,10 @@ class ClassificationTask(Task):
 
     @classmethod
     def read(cls, settings: FinetuneTask) -> tuple[Self, Any, Any, list[str]]:
-        files = settings.examples
-        problem = PROBLEMS[files.problem]
+        problem = PROBLEMS[settings.examples.problem]
 
         def read(name: str, train: Classification | None) -> Classification:
-            return read_classification(
-                name,
-                files.text_column or "text",
-                files.label_column or "label",
-                files.pair_column or None,
-                labels=train and train.names,
-                problem_type=problem,
-            )
+            return _read(name, settings.examples, train and train.names, problem)
 
         train, valid, notes = read_split(settings, read, lambda data: data.labels)
         if problem == "single_label_classification":
@@ -67,6 +59,9 @@ class ClassificationTask(Task):
             shares = (f"{n} {c:,}" for n, c in zip(train.names, counts, strict=True))
             notes.append("to train on: " + ", ".join(shares))
         return cls(train.names, problem), train, valid, notes
+
+    def load(self, name: str, files: Examples) -> Classification:
+        return _read(name, files, self.names, self.problem_type)
 
     def prepare(self, examples: Classification, reading: Reading) -> Prepared:
         features = classification_features(
@@ -101,14 +96,19 @@ class ClassificationTask(Task):
         labels, found = prepared.examples.labels, np.stack(outputs).astype(np.float64)
         if self.problem_type == "regression":
             metrics = evals.regression_metrics(labels, found)
-            scores = evals.interval(spearman, np.ravel(labels), found.ravel()) if thorough else None
-            return Measured(metrics, {"spearman": scores} if thorough else {})
+            if not thorough:
+                return Measured(metrics)
+            intervals = {"spearman": evals.interval(spearman, np.ravel(labels), found.ravel())}
+            figures = {"spearman": metrics["spearman"], "pearson": metrics["pearson"]}
+            return Measured(metrics, intervals, [scores_picture(figures, intervals, "Correlation")])
         if self.problem_type == "multi_label_classification":
             metrics = evals.multi_label_metrics(labels, found, self.names)
             if not thorough:
                 return Measured(metrics)
             right = np.all((found > 0) == np.asarray(labels, bool), -1)
-            return Measured(metrics, {"subset_accuracy": evals.mean_interval(right)})
+            intervals = {"subset_accuracy": evals.mean_interval(right)}
+            f1 = {name: metrics[f"f1/{name}"] for name in self.names}
+            return Measured(metrics, intervals, [scores_picture(f1, {}, "F1 of each label")])
         metrics = evals.classification_metrics(labels, found, self.names)
         if not thorough:
             return Measured(metrics)
@@ -154,3 +154,14 @@ class ClassificationTask(Task):
         scores = dict(zip(self.names, map(float, exps / exps.sum()), strict=True))
         best = max(scores, key=scores.__getitem__)
         return {"label": best, "score": scores[best], "scores": scores}
+
+
+def _read(name: str, files: Examples, labels: Sequence[str] | None, problem: str) -> Classification:
+    return read_classification(
+        name,
+        files.text_column or "text",
+        files.label_column or "label",
+        files.pair_column or None,
+        labels=labels,
+        problem_type=problem,
+    )

@@ -21,7 +21,7 @@ from fmjax.objectives import QuestionAnswering
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.pictures import scores_picture
 from fmjax.recipes.tasks.predict import Predict
-from fmjax.recipes.tasks.settings import TaskOptimization
+from fmjax.recipes.tasks.settings import Examples, TaskOptimization
 from fmjax.recipes.tasks.task import Finish, Measured, Prepared, Reading, Task, read_split
 
 
@@ -47,6 +47,9 @@ class QuestionsTask(Task):
             _split_contexts,
         )
         return cls(train.has_unanswerable), train, valid, notes
+
+    def load(self, name: str, files: Examples) -> Questions:
+        return read_questions(name)
 
     def prepare(self, examples: Questions, reading: Reading) -> Prepared:
         made = _features(examples, reading, with_answers=True)

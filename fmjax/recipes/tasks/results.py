@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from fmjax import report as html
 from fmjax.recipes.tasks.finetune import FinetuneTask
@@ -34,10 +35,7 @@ def write_results(
     content = {
         "task": settings.task,
         "best_step": outcome.best_step,
-        "metrics": {name: _finite(value) for name, value in measured.metrics.items()},
-        "intervals": {
-            name: [_finite(value) for value in pair] for name, pair in measured.intervals.items()
-        },
+        **to_json(measured),
         "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
     }
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -48,8 +46,31 @@ def write_results(
     _print(settings, measured, outcome)
 
 
+def to_json(measured: Measured) -> dict[str, Any]:
+    """Figures and intervals; those that are not finite are null, as JSON has no nan."""
+    return {
+        "metrics": {name: _finite(value) for name, value in measured.metrics.items()},
+        "intervals": {
+            name: [_finite(value) for value in pair] for name, pair in measured.intervals.items()
+        },
+    }
+
+
+def print_figures(title: str, measured: Measured) -> None:
+    """A table on the terminal, without the figures of single labels."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", title=title)
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for name, *rest in _rows(measured):
+        if "/" not in name:
+            table.add_row(name, *rest)
+    Console().print(table)
+
+
 def _finite(value: float) -> float | None:
-    """JSON has no nan."""
     return value if math.isfinite(value) else None
 
 
@@ -130,16 +151,7 @@ def _next(settings: FinetuneTask) -> list[str]:
 
 
 def _print(settings: FinetuneTask, measured: Measured, outcome: Outcome) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("figure", title=f"{settings.task}, {_when(outcome)}")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
-    for name, *rest in _rows(measured):
-        if "/" not in name:
-            table.add_row(name, *rest)
-    Console().print(table)
+    print_figures(f"{settings.task}, {_when(outcome)}", measured)
     out = settings.out
     pictures = ", ".join(
         str(out / (f"picture_{i}.png" if i else "picture.png"))

@@ -23,7 +23,7 @@ from fmjax.objectives import TokenClassification
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.pictures import confusion_picture, scores_picture
 from fmjax.recipes.tasks.predict import Predict
-from fmjax.recipes.tasks.settings import TaskOptimization
+from fmjax.recipes.tasks.settings import Examples, TaskOptimization
 from fmjax.recipes.tasks.task import Finish, Measured, Prepared, Reading, Task, read_split
 
 
@@ -54,6 +54,9 @@ class TaggingTask(Task):
 
         train, valid, notes = read_split(settings, read, rarest)
         return cls(train.names, train.scheme), train, valid, [*notes, *train.notes]
+
+    def load(self, name: str, files: Examples) -> Tagging:
+        return read_tagging(name, names=self.names, scheme=files.scheme or None)
 
     def prepare(self, examples: Tagging, reading: Reading) -> Prepared:
         made = tagging_features(examples, reading.tokenizer, reading.max_length, _stride(reading))

@@ -9,7 +9,7 @@ from fmjax.data.tasks import Table, leave_out, overlap, stratified_split
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.pictures import Shown
 from fmjax.recipes.tasks.predict import Predict
-from fmjax.recipes.tasks.settings import TaskOptimization
+from fmjax.recipes.tasks.settings import Examples, TaskOptimization
 
 Feature = Mapping[str, Any]
 Metrics = dict[str, float]
@@ -114,6 +114,18 @@ class Task(abc.ABC):
           DataError: a file that cannot be used; names file, line and remedy.
         """
 
+    def load(self, name: str, files: Examples) -> Any:
+        """One file of examples with this task's labels.
+
+        Args:
+          name: of the file.
+          files: names of its columns.
+
+        Raises:
+          DataError: a file that cannot be used; names file, line and remedy.
+        """
+        raise TypeError(f"{self.name} does not say what its labels are")
+
     @abc.abstractmethod
     def prepare(self, examples: Any, reading: Reading) -> Prepared:
         """Examples with labels as features."""
@@ -123,9 +135,9 @@ class Task(abc.ABC):
     def metric(self) -> str:
         """What the best checkpoint is chosen by, unless the settings say otherwise."""
 
-    def headline(self, metrics: Metrics) -> Metrics:
-        """The few that are shown while training."""
-        return {k: v for k, v in metrics.items() if k in ("loss", self.metric, *HEADLINE)}
+    def headline(self, metrics: Metrics, metric: str) -> Metrics:
+        """The few that are shown while training, and the one that the best is chosen by."""
+        return {k: v for k, v in metrics.items() if k in ("loss", metric, *HEADLINE)}
 
     def mode(self, metric: str) -> str:
         """Whether more of a metric is better ("max") or less ("min")."""
