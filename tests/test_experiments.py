@@ -35,3 +35,16 @@ def test_both_run_smaller(tmp_path, monkeypatch):
         assert stopped.value.code == 0
     assert (tmp_path / "runs/pretrain_kjv/model/model.safetensors").is_file()
     assert (tmp_path / "runs/lora_movie_reviews/adapter/adapter_config.json").is_file()
+
+
+def test_bert_runs_smaller(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = next(file for file in FILES if file.stem == "pretrain_bert_kjv")
+    small = "--steps 2 --warmup 1 --batch-size 8 --sequence-length 16 --eval-every 0".split()
+    changes = ["hidden_size=32", "intermediate_size=32", "num_hidden_layers=1"]
+    arguments = [str(file), *small, "--override", *changes, "num_attention_heads=2"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(file), run_name="__main__")
+    assert stopped.value.code == 0
+    assert (tmp_path / "runs/pretrain_bert_kjv/model/model.safetensors").is_file()

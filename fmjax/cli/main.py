@@ -3,12 +3,13 @@
 Exit codes: 0 done, 1 a bug in fmjax, 2 bad input, 130 interrupted (training saves first).
 """
 
+import argparse
 import errno
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Union
 
 DESCRIPTION = """One functional JAX library for foundation models: load, pretrain, adapt, measure,
@@ -66,6 +67,7 @@ def experiment(
     description: str,
     run: Callable[[Any], Any] = lambda options: options.run(),
     argv: Sequence[str] | None = None,
+    scales: Mapping[str, Any] | None = None,
 ) -> int:
     """Runs a file of `experiments/`: its settings, changed by the command line.
 
@@ -74,6 +76,7 @@ def experiment(
       description: for `--help`.
       run: what to do with the settings.
       argv: without the program's name; None reads `sys.argv`.
+      scales: other defaults by name; `--scale NAME` starts from those.
 
     Returns:
       The exit code, as of `main`.
@@ -83,17 +86,36 @@ def experiment(
     from fmjax.cli.console import MARKERS
 
     arguments, debug = _arguments(argv)
+    if scales:
+        description += f"\n\n--scale NAME starts from other settings: {', '.join(scales)}."
 
     def parse() -> Any:
+        chosen, rest = _scale(arguments, defaults, scales or {})
         return tyro.cli(
-            type(defaults),
-            args=arguments,
-            default=defaults,
+            type(chosen),
+            args=rest,
+            default=chosen,
             description=description,
             config=MARKERS,
         )
 
     return execute(lambda: run(parse()), debug)
+
+
+def _scale(arguments: list[str], defaults: Any, scales: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """The defaults that `--scale` picks, and the command line without it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--scale", nargs="?", const="")
+    given, rest = parser.parse_known_args(arguments)
+    if given.scale is None or not scales:
+        return defaults, arguments
+    if given.scale not in scales:
+        from fmjax.core.errors import ConfigError
+
+        raise ConfigError(
+            f"--scale {given.scale}: no such scale; choose one of {', '.join(scales)}"
+        )
+    return scales[given.scale], rest
 
 
 def execute(run: Callable[[], Any], debug: bool = False) -> int:

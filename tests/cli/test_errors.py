@@ -1,12 +1,13 @@
 """Bad input: one line that names the thing and the remedy, exit code 2, nothing left behind."""
 
+import dataclasses
 import errno
 import json
 import shutil
 
 import pytest
 
-from fmjax.cli.main import explain, main
+from fmjax.cli.main import experiment, explain, main
 from fmjax.core.errors import CheckpointError
 
 
@@ -236,3 +237,41 @@ def test_debug_shows_the_traceback(capsys, tmp_path, text):
     error = capsys.readouterr().err
     assert "Traceback" in error and CheckpointError.__name__ in error
     assert error.splitlines()[-1].startswith("error: ")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    size: int = 1
+
+
+@pytest.mark.parametrize(
+    "words, size",
+    [
+        ("", 1),
+        ("--scale large", 9),
+        ("--scale=large", 9),
+        ("--size 3 --scale large", 3),
+        ("--scale small --size 3", 3),
+    ],
+)
+def test_scales(words, size):
+    seen = []
+    scales = {"small": _Settings(2), "large": _Settings(9)}
+    assert experiment(_Settings(), "Says.", seen.append, words.split(), scales) == 0
+    assert seen == [_Settings(size)]
+
+
+@pytest.mark.parametrize("words", ["--scale huge", "--scale=huge", "--scale", "--scale --size 3"])
+def test_unknown_scale(words, capsys):
+    seen = []
+    assert experiment(_Settings(), "Says.", seen.append, words.split(), {"large": _Settings()}) == 2
+    assert "no such scale; choose one of large" in capsys.readouterr().err and not seen
+
+
+def test_scales_are_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        experiment(_Settings(), "Says.", print, ["--help"], {"v5e-8": _Settings()})
+    assert "--scale NAME" in (out := capsys.readouterr().out) and "v5e-8" in out
+    # Without scales it is a flag like any other that does not exist.
+    with pytest.raises(SystemExit):
+        experiment(_Settings(), "Says.", print, ["--scale", "v5e-8"])
