@@ -17,7 +17,7 @@ import fmjax
 from fmjax import peft
 from fmjax.cli.console import command_line
 from fmjax.cli.generate import Generate
-from fmjax.cli.main import COMMANDS, _load, _parse, main
+from fmjax.cli.main import COMMANDS, VARIANTS, _parse, _resolve, main
 from fmjax.generate import stream
 from fmjax.recipes import Cadence, Data, Optimization, Pretrain
 
@@ -52,9 +52,20 @@ def undocumented(kind) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_flag_is_explained(name):
-    assert not undocumented(_load(name))
+@pytest.mark.parametrize("place", [*COMMANDS.values(), *VARIANTS.values()])
+def test_every_flag_is_explained(place):
+    assert not undocumented(_resolve(place))
+
+
+@pytest.mark.parametrize(("name", "flag"), VARIANTS)
+def test_help_of_tasks(name, flag, capsys):
+    """The flag alone turns the help to the task's; with a value, too."""
+    kind = _resolve(VARIANTS[name, flag])
+    for arguments in ([flag, "classification"], [f"{flag}=classification"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([name, *arguments, "--help"])
+        assert stopped.value.code == 0
+        assert " ".join(kind.__doc__.split()[:6]) in " ".join(capsys.readouterr().out.split())
 
 
 def test_overview_and_version(capsys):
