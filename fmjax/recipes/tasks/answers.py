@@ -8,7 +8,7 @@ from fmjax.core.errors import ConfigError
 from fmjax.data.tasks import eval_task_batches
 from fmjax.recipes.models import compute_dtype, parse_mesh, resolve_directory
 from fmjax.recipes.tasks.inference import Predictor, counting
-from fmjax.recipes.tasks.inputs import STDIN, read_inputs
+from fmjax.recipes.tasks.inputs import STDIN, check_sizes, read_inputs
 from fmjax.recipes.tasks.predict import Predict
 from fmjax.recipes.tasks.task import Reading
 from fmjax.recipes.tasks.tasks import task_of
@@ -20,11 +20,12 @@ def answers(settings: Predict) -> Iterator[list[dict[str, Any]]]:
     Raises:
       FmjaxError: a model without a task, or input that cannot be used.
     """
-    if settings.batch_size < 1:
-        raise ConfigError(f"--batch-size {settings.batch_size} must be at least 1")
+    if not 0 <= settings.threshold <= 1:
+        raise ConfigError(f"--threshold {settings.threshold} must lie in 0 to 1")
+    mesh = parse_mesh(settings.mesh)
+    check_sizes(settings.batch_size, settings.max_length, mesh)
     start = resolve_directory(settings.model, heads=None)
     task = task_of(start.config, settings.model)
-    mesh = parse_mesh(settings.mesh)
     model, params = fmjax.from_pretrained(
         settings.model, dtype=compute_dtype(settings.dtype), mesh=mesh
     )
