@@ -129,7 +129,7 @@ def _columns(table: Table) -> tuple[str, str]:
     what = "several pairs of texts" if found else "no columns anchor and positive"
     raise DataError(
         f"{table.origin.name}: {what}; it has {', '.join(table.columns)}; name the two with "
-        "anchor_column and positive_column"
+        "anchor_column and positive_column (--text-column and --pair-column)"
     )
 
 

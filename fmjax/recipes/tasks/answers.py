@@ -13,7 +13,7 @@ from fmjax.data.tasks import eval_task_batches
 from fmjax.recipes.models import compute_dtype, parse_mesh, resolve_directory
 from fmjax.recipes.tasks.evaluate import EvaluateTask
 from fmjax.recipes.tasks.inference import Predictor, counting
-from fmjax.recipes.tasks.inputs import STDIN, read_inputs
+from fmjax.recipes.tasks.inputs import STDIN, check_sizes, read_inputs
 from fmjax.recipes.tasks.predict import Predict
 from fmjax.recipes.tasks.settings import Examples
 from fmjax.recipes.tasks.task import Measured, Prepared, Reading, Task
@@ -37,11 +37,10 @@ class Opened:
         Raises:
           FmjaxError: a model without a task, or one that cannot be read.
         """
-        if settings.batch_size < 1:
-            raise ConfigError(f"--batch-size {settings.batch_size} must be at least 1")
+        mesh = parse_mesh(settings.mesh)
+        check_sizes(settings.batch_size, settings.max_length, mesh)
         start = resolve_directory(settings.model, heads=None)
         task = task_of(start.config, Path(settings.model))
-        mesh = parse_mesh(settings.mesh)
         dtype = compute_dtype(settings.dtype)
         model, params = fmjax.from_pretrained(settings.model, dtype=dtype, mesh=mesh)
         reading = Reading.of(start.tokenizer, start.config, settings.max_length, settings.stride)
@@ -72,6 +71,8 @@ def answers(settings: Predict) -> Iterator[list[dict[str, Any]]]:
     Raises:
       FmjaxError: a model without a task, or input that cannot be used.
     """
+    if not 0 <= settings.threshold <= 1:
+        raise ConfigError(f"--threshold {settings.threshold} must lie in 0 to 1")
     opened = Opened.of(settings)
     predictor = Predictor(opened.model, opened.task.pick, opened.mesh)
     chunk = 8 * settings.batch_size

@@ -73,6 +73,11 @@ class EmbeddingTask(Task):
     def objective(self, optimization: TaskOptimization, examples: Any) -> Any:
         if optimization.balance or optimization.label_smoothing:
             raise ConfigError("--balance and --label-smoothing are for classes; leave them out")
+        if optimization.accumulate > 1 and not self.scored:
+            raise ConfigError(
+                f"--accumulate {optimization.accumulate} would change the loss, in which all texts "
+                "of a batch are compared; leave it out, or give pairs with scores"
+            )
         return SentenceEmbedding(
             optimization.temperature, pooling=self.pooling, regression=self.scored
         )

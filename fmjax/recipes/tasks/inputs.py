@@ -7,9 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from fmjax.core.errors import DataError
+import jax
+
+from fmjax.core.errors import ConfigError, DataError
 from fmjax.data.sources import parse_line, read_text
 from fmjax.data.tasks.tables import Origin, Table, read_table
+from fmjax.parallel import DEFAULT_RULES, shard_batch
 
 STDIN = "-"
 
@@ -56,6 +59,20 @@ def _table(name: str, numbered: Iterable[tuple[int, str]], column: str) -> Table
         raise DataError(f"{name}: the file is empty; give a text a line")
     columns = tuple(dict.fromkeys(key for row in rows for key in row))
     return Table(rows, columns, Origin(name, numbers))
+
+
+def check_sizes(batch_size: int, max_length: int, mesh: jax.sharding.Mesh) -> None:
+    """Before a model is read.
+
+    Raises:
+      FmjaxError: a batch that the devices cannot split, or a length with room for no text.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size {batch_size} must be at least 1")
+    if max_length < 3:
+        raise ConfigError(f"--max-length {max_length} must be at least 3: a token and two special")
+    row = jax.ShapeDtypeStruct((batch_size,), "int32")
+    shard_batch({"--batch-size": row}, mesh, DEFAULT_RULES)
 
 
 def write_lines(file: TextIO, rows: Sequence[Mapping[str, Any]]) -> None:

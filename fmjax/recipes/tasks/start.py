@@ -40,6 +40,9 @@ def check(settings: FinetuneTask) -> None:
         raise ConfigError("--epochs must be more than 0, and --steps 0 or more")
     if not 0 <= optimization.warmup_fraction <= 1:
         raise ConfigError(f"--warmup-fraction {optimization.warmup_fraction} must lie in 0 to 1")
+    files = settings.examples
+    if not files.valid and not 0 < files.valid_fraction < 1:
+        raise ConfigError(f"--valid-fraction {files.valid_fraction} must lie between 0 and 1")
     for name in ("eval_every", "patience"):
         if getattr(optimization, name) < 0:
             flag = "--" + name.replace("_", "-")

@@ -25,7 +25,8 @@ def task_of(config: Any, directory: Path) -> Task:
         if task.head is not None and task.head == config.head:
             return task.of_config(config)
     known = ", ".join(str(task.head) for task in TASKS.values() if task.head)
+    what = f"the head {config.head!r}" if config.head else "no head"
     raise ConfigError(
-        f"{directory} has the head {config.head or 'of a bare model'!r}, which answers no task "
-        f"({known}); fine-tune it with `fmjax finetune --task`, or use `fmjax embed` for vectors"
+        f"{directory} has {what}, which answers no task ({known}); fine-tune it with "
+        "`fmjax finetune --task`, or use `fmjax embed` for vectors"
     )

@@ -18,7 +18,7 @@ from fmjax.nn.pooling import sentence_embeddings
 from fmjax.recipes.models import compute_dtype, parse_mesh, resolve_directory
 from fmjax.recipes.tasks.embed import Embed
 from fmjax.recipes.tasks.inference import Predictor, counting
-from fmjax.recipes.tasks.inputs import read_inputs
+from fmjax.recipes.tasks.inputs import check_sizes, read_inputs
 
 POOLING = Path("1_Pooling") / "config.json"
 # sentence-transformers' names of the poolings.
@@ -39,13 +39,14 @@ def write_vectors(settings: Embed) -> None:
     """
     if settings.output.suffix not in (".npy", ".parquet"):
         raise ConfigError(f"--output {settings.output}: end the name in .npy or .parquet")
+    mesh = parse_mesh(settings.mesh)
+    check_sizes(settings.batch_size, settings.max_length, mesh)
     start = resolve_directory(settings.model, heads=None)
     tables = list(read_inputs(settings.input, settings.text_column, CHUNK))
     for table in tables:
         table.require(settings.text_column, "--text-column")
     texts = [text for table in tables for text in table.texts(settings.text_column)]
     pooling = settings.pooling or own_pooling(settings.model, type(start.config))
-    mesh = parse_mesh(settings.mesh)
     # The key is for a pooler on the first token, which embeddings do not use but some files lack.
     model, params = fmjax.from_pretrained(
         settings.model,
@@ -154,6 +155,8 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], vectors: np.nd
     import pyarrow
     import pyarrow.parquet
 
+    if any("embedding" in row for row in rows):
+        raise DataError('the input has a field "embedding"; rename it, or write .npy')
     try:
         table = pyarrow.Table.from_pylist([dict(row) for row in rows])
     except pyarrow.ArrowException as e:
