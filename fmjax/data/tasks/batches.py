@@ -12,7 +12,7 @@ import numpy as np
 
 from fmjax.core.errors import DataError
 from fmjax.data.loader import Batch, TextBatches, check_weights, derived_seed, process_share
-from fmjax.data.tasks.collate import LENGTH_BUCKETS, Feature, FeatureTable
+from fmjax.data.tasks.collate import EVAL_LENGTH_BUCKETS, LENGTH_BUCKETS, Feature, FeatureTable
 
 
 class _Batches(grain.MapDataset):
@@ -207,7 +207,7 @@ def eval_task_batches(
     *,
     pad_id: int,
     max_length: int | None = None,
-    length_buckets: Sequence[int] = LENGTH_BUCKETS,
+    length_buckets: Sequence[int] = EVAL_LENGTH_BUCKETS,
     pad_multiple: int = 1,
     sort_by_length: bool = True,
     process_index: int | None = None,
