@@ -13,7 +13,7 @@ import numpy as np
 from fmjax.core.errors import DataError
 from fmjax.data.loader import Batch
 
-# In training the next is at most a fifth longer from 40 on: padding costs time at every step. An
+# In training the next is at most a quarter longer from 32 on: padding costs time at every step. An
 # evaluation goes by length and is one pass, so that fewer shapes to compile are worth more.
 LENGTH_BUCKETS = (
     *(16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512),
