@@ -1,6 +1,7 @@
 """Fine-tuning on a task: one function for all tasks and both methods."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -72,4 +73,4 @@ class FinetuneTask:
         record = dataclasses.asdict(self)
         for name in ("hardware", "log_every", "model", "out", "tensorboard"):
             record.pop(name)
-        return record
+        return json.loads(json.dumps(record, default=str))

@@ -129,14 +129,19 @@ def test_a_run_directory_that_is_a_file(arguments, encoder, files, fails, tmp_pa
     assert (tmp_path / "mine").read_text() == "mine"
 
 
-def test_a_metric_that_never_is_finite(arguments, encoder, write, fails, capsys, tmp_path):
+def test_where_the_metric_is_never_finite_the_last_state_is_kept(
+    arguments, encoder, write, capsys, tmp_path
+):
     rows = [{"text": f"{i} kings", "label": i} for i in range(9)]
     train = write(tmp_path / "x.jsonl", rows)
     valid = write(tmp_path / "v.jsonl", [{"text": "a river", "label": 1}] * 3)
     flags = f"--problem regression --valid {valid}"
-    assert main(arguments("classification", encoder, train, tmp_path / "run", flags)) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "spearman was not finite" in error and "--metric" in error
+    assert main(arguments("classification", encoder, train, tmp_path / "run", flags)) == 0
+    out = capsys.readouterr().out
+    assert "note: spearman was never a finite number; the last state is kept" in out
+    content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert content["best_step"] is None and content["metrics"]["spearman"] is None
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
 def test_models_without_a_task(encoder, trained, files, fails):
