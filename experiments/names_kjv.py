@@ -6,8 +6,8 @@ reads everything in small letters. With files of your own (CoNLL columns or JSON
 
 - Command: python experiments/names_kjv.py --model DIR   (any BERT-like directory, such as MiniLM's)
 - Cost: 200 steps of 32 sentences; about 4 minutes on 2 CPU cores.
-- Figure: with MiniLM entity F1 0.967 (95 % interval 0.959 to 0.974), precision 0.954, recall 0.980, on
-  1,424 held-out sentences.
+- Figure: with MiniLM entity F1 0.967 (95 % interval 0.959 to 0.974), precision 0.954, recall
+  0.980, on 1,424 held-out sentences.
 """
 
 import collections
