@@ -86,7 +86,7 @@ SPAM = Spam(
     out=Path("runs/spam"),
     task="classification",
     examples=Examples(train=str(DATA), max_length=128),
-    optimization=TaskOptimization(epochs=1.0, batch_size=32, eval_every=100),
+    optimization=TaskOptimization(steps=100, batch_size=32, eval_every=50),
 )
 
 if __name__ == "__main__":
