@@ -33,10 +33,6 @@ class EmbeddingTask(Task):
     head: ClassVar[None] = None
 
     @classmethod
-    def of_config(cls, config: Any) -> Self:
-        raise TypeError("a bare model does not say what its embeddings were trained for")
-
-    @classmethod
     def read(cls, settings: FinetuneTask) -> tuple[Self, Any, Any, list[str]]:
         files = settings.examples
         config = get_family(read_config(settings.model)["model_type"]).config
@@ -99,9 +95,9 @@ class EmbeddingTask(Task):
             intervals = {"spearman": evals.interval(spearman, *pair)}
         else:
             # Equal texts are one candidate, which is right for all anchors that it belongs to.
-            texts = {text: i for i, text in enumerate(dict.fromkeys(examples.positives))}
-            numbers = [texts[text] for text in examples.positives]
-            first = [numbers.index(i) for i in range(len(texts))]
+            _, first, numbers = np.unique(
+                examples.positives, return_index=True, return_inverse=True
+            )
             found = (anchors, positives[first], numbers)
             metrics = evals.retrieval_metrics(*found)
             if not thorough:

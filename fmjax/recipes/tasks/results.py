@@ -12,6 +12,13 @@ from fmjax.recipes.tasks.task import Measured
 from fmjax.recipes.training import METRICS
 from fmjax.train import Outcome
 
+TITLES = {
+    "classification": "Classification",
+    "tagging": "Tagging",
+    "qa": "Question answering",
+    "embedding": "Sentence embeddings",
+}
+
 
 def write_results(
     settings: FinetuneTask,
@@ -40,10 +47,18 @@ def write_results(
     }
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     (out / "metrics.json").write_text(text, encoding="utf-8")
-    for i, shown in enumerate(measured.pictures):
-        html.write_picture(out / (f"picture_{i}.png" if i else "picture.png"), shown.picture)
+    pictures = [out / (f"picture_{i}.png" if i else "picture.png")
+                for i in range(len(measured.pictures))]  # fmt: skip
+    for path, shown in zip(pictures, measured.pictures, strict=True):
+        html.write_picture(path, shown.picture)
     html.write(out / "report.html", _page(settings, measured, metric, outcome, trained, notes))
-    _print(settings, measured, outcome)
+    print_figures(f"{settings.task}, {_when(outcome)}", measured)
+    shown = ", ".join(map(str, (out / "report.html", *pictures)))
+    print(f"figures: {out / 'metrics.json'}, pictures: {shown}")
+    if settings.adaptation.method == "lora":
+        print(f"adapter: {out / 'adapter'}")
+    print(f"model: {out / 'model'}")
+    print("next:", *_next(settings))
 
 
 def to_json(measured: Measured) -> dict[str, Any]:
@@ -105,8 +120,8 @@ def _page(
         chosen += f" ({low:.4f} … {high:.4f})"
     rows = [(name.replace("/", " of "), *rest) for name, *rest in _rows(measured)]
     return html.page(
-        f"{settings.task.capitalize()}: {Path(settings.model).name}",
-        f"{chosen} on the examples to measure on, {trained}, best after step {outcome.best_step}.",
+        f"{TITLES[settings.task]}: {Path(settings.model).name}",
+        f"{chosen} on the examples to measure on, {trained}, {_when(outcome)}.",
         html.section(
             "Answers",
             *(html.figure(s.picture, s.title, s.alternative) for s in measured.pictures),
@@ -148,17 +163,3 @@ def _next(settings: FinetuneTask) -> list[str]:
     if settings.task == "embedding":
         return [f"fmjax embed --model {model} --input FILE --output vectors.npy"]
     return [f"fmjax predict --model {model} --input FILE"]
-
-
-def _print(settings: FinetuneTask, measured: Measured, outcome: Outcome) -> None:
-    print_figures(f"{settings.task}, {_when(outcome)}", measured)
-    out = settings.out
-    pictures = ", ".join(
-        str(out / (f"picture_{i}.png" if i else "picture.png"))
-        for i in range(len(measured.pictures))
-    )
-    print(f"figures: {out / 'metrics.json'}, pictures: {out / 'report.html'}, {pictures}")
-    if settings.adaptation.method == "lora":
-        print(f"adapter: {out / 'adapter'}")
-    print(f"model: {out / 'model'}")
-    print("next:", *_next(settings))

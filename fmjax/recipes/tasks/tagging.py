@@ -48,12 +48,13 @@ class TaggingTask(Task):
         def read(name: str, train: Tagging | None) -> Tagging:
             return read_tagging(name, names=train and train.names, scheme=scheme)
 
-        def rarest(data: Tagging) -> list[int]:
-            """What a split keeps in proportion: the last label of the label set in a sentence."""
+        def last_label(data: Tagging) -> list[int]:
+            """What a split keeps in proportion: which label of a sentence is last in the set."""
             return [max(tags) for tags in data.tags]
 
-        train, valid, notes = read_split(settings, read, rarest)
-        return cls(train.names, train.scheme), train, valid, [*notes, *train.notes]
+        train, valid, notes = read_split(settings, read, last_label)
+        notes += dict.fromkeys((*train.notes, *valid.notes))
+        return cls(train.names, train.scheme), train, valid, notes
 
     def load(self, name: str, files: Examples) -> Tagging:
         return read_tagging(name, names=self.names, scheme=files.scheme or None)

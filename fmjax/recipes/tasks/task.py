@@ -14,6 +14,8 @@ from fmjax.recipes.tasks.settings import Examples, TaskOptimization
 Feature = Mapping[str, Any]
 Metrics = dict[str, float]
 Interval = tuple[float, float]
+
+# Figures that are shown while training, where a task has them.
 HEADLINE = (
     "accuracy",
     "macro_f1",
@@ -104,6 +106,11 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     head: ClassVar[str | None]
+
+    @classmethod
+    def of_config(cls, config: Any) -> Self:
+        """The task, with its labels, of a fine-tuned model."""
+        raise TypeError(f"a model does not say that its task was {cls.name}")
 
     @classmethod
     @abc.abstractmethod

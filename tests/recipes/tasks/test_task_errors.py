@@ -141,6 +141,8 @@ def test_where_the_metric_is_never_finite_the_last_state_is_kept(
     assert "note: spearman was never a finite number; the last state is kept" in out
     content = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert content["best_step"] is None and content["metrics"]["spearman"] is None
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "trained (100.00%), after step 3." in page
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
