@@ -12,12 +12,13 @@ ROOT = Path(__file__).parents[1] / "fmjax"
 # room → the rooms that it may import (docs/design.md, "Rooms").
 ALLOWED = {
     "core": set(),
-    "nn": {"core"},
+    "nn": {"core", "quant"},
+    "quant": {"core"},
     "models": {"core", "nn", "convert"},
-    "convert": {"core"},
+    "convert": {"core", "quant"},
     "objectives": {"core", "nn"},
-    "peft": {"core", "nn", "convert", "models", "parallel"},
-    "parallel": {"core"},
+    "peft": {"core", "nn", "convert", "models", "parallel", "quant"},
+    "parallel": {"core", "quant"},
     "data": {"core"},
     "train": {"core", "parallel"},
     "generate": {"core", "nn"},

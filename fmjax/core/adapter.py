@@ -6,8 +6,9 @@ that go with low-rank factors.
 
 COLLECTION = "adapter"
 
-CONSTANTS = ("scale", "dropout")
-"""Names of the leaves that are not trained."""
+CONSTANTS = ("lora_scale", "lora_dropout", "rows")
+"""Names of the leaves that are not trained: the numbers that go with low-rank factors, and which
+row of a batch uses which of several adapters."""
 
 TRAINABLE: tuple[tuple[str, bool], ...] = (
     (rf"(^|/)({'|'.join(CONSTANTS)})$", False),

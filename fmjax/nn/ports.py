@@ -20,16 +20,16 @@ def low_rank(module: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
     """y + scale · (dropout(x) A) B, the LoRA branch of a dense layer (arXiv:2106.09685).
 
     Args:
-      module: the dense layer; its adapter holds lora_a [in, r], lora_b [r, *out], scale [] and
-        optionally dropout [] (a rate).
+      module: the dense layer; its adapter holds lora_a [in, r], lora_b [r, *out], lora_scale [] and
+        optionally lora_dropout [] (a rate).
       x: the layer's input [..., in].
       y: the layer's output [..., *out].
     """
     a = _get(module, "lora_a")
     if a is None:
         return y
-    b, scale = _get(module, "lora_b"), _get(module, "scale")
-    rate = _get(module, "dropout")
+    b, scale = _get(module, "lora_b"), _get(module, "lora_scale")
+    rate = _get(module, "lora_dropout")
     if rate is not None:
         x = dropout(module, x, rate)
     low = jnp.tensordot(x.astype(y.dtype), a.astype(y.dtype), 1) * scale.astype(y.dtype)
@@ -41,6 +41,6 @@ def low_rank_embedding(module: nn.Module, ids: jax.Array, y: jax.Array) -> jax.A
     a = _get(module, "lora_a")
     if a is None:
         return y
-    b, scale = _get(module, "lora_b"), _get(module, "scale")
+    b, scale = _get(module, "lora_b"), _get(module, "lora_scale")
     low = jnp.take(a, ids, axis=0).astype(y.dtype) * scale.astype(y.dtype)
     return y + jnp.tensordot(low, b.astype(y.dtype), 1)

@@ -125,8 +125,8 @@ def check(spec: LoRA, base: Base) -> None:
 def abstract(spec: LoRA, base: Base) -> dict[str, Any]:
     """The adapter as nested dicts of `ParamSpec`; axes are the kernel's, and "lora" for the rank.
 
-    Leaves of a module: lora_a [in, r], lora_b [r, *out], scale [] and, for a linear layer with
-    dropout, dropout []; all f32, and with a leading layers axis where the kernel has one.
+    Leaves of a module: lora_a [in, r], lora_b [r, *out], lora_scale [] and, for a linear layer with
+    dropout, lora_dropout []; all f32, and with a leading layers axis where the kernel has one.
     """
     flat: dict[str, ParamSpec] = {}
     for site in sites(spec, base):
@@ -136,10 +136,10 @@ def abstract(spec: LoRA, base: Base) -> dict[str, Any]:
         leaves = {
             "lora_a": ((w.shape[0], site.rank), (w.axes[0], "lora")),
             "lora_b": ((site.rank, *w.shape[1:]), ("lora", *w.axes[1:])),
-            "scale": ((), ()),
+            "lora_scale": ((), ()),
         }
         if spec.dropout and w.linear:
-            leaves["dropout"] = ((), ())
+            leaves["lora_dropout"] = ((), ())
         for name, (shape, axes) in leaves.items():
             flat[f"{w.path}/{name}"] = ParamSpec((*count, *shape), DTYPE, (*layers, *axes))
     return tree.unflatten(flat)
@@ -188,9 +188,9 @@ def constants(spec: LoRA, base: Base) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for site in sites(spec, base):
         w = site.weight
-        values = {"scale": site.scales}
+        values = {"lora_scale": site.scales}
         if spec.dropout and w.linear:
-            values["dropout"] = (spec.dropout,) * len(w.names)
+            values["lora_dropout"] = (spec.dropout,) * len(w.names)
         for name, numbers in values.items():
             flat[f"{w.path}/{name}"] = np.asarray(numbers if w.stacked else numbers[0], DTYPE)
     return flat

@@ -13,7 +13,7 @@ from fmjax.core import tree
 from fmjax.core.errors import ConfigError
 from fmjax.peft.base import Base
 
-_NEEDED = {"lora_a", "lora_b", "scale"}
+_NEEDED = {"lora_a", "lora_b", "lora_scale"}
 
 
 def merge(model: nn.Module, params: tree.Tree, adapter: tree.Tree) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _fold(model: nn.Module, params: tree.Tree, adapter: tree.Tree, sign: float) 
                 f"{module}/{k}": _copy(f"{module}/{k}", flat, x, sign) for k, x in leaves.items()
             }
             continue
-        if leaves.keys() - {"dropout"} != _NEEDED:
+        if leaves.keys() - {"lora_dropout"} != _NEEDED:
             raise ConfigError(
                 f"the adapter at {module!r} has {', '.join(sorted(leaves))} and cannot be merged; "
                 f"a low-rank one has {', '.join(sorted(_NEEDED))}"
@@ -108,7 +108,7 @@ def _sum(path: str, w: Any, leaves: Mapping[str, Any], sign: float) -> jax.Array
         raise ConfigError(
             f"{path!r} is packed ({type(w).__name__}) and cannot take a sum; dequantise it first"
         )
-    a, b, scale = leaves["lora_a"], leaves["lora_b"], leaves["scale"]
+    a, b, scale = leaves["lora_a"], leaves["lora_b"], leaves["lora_scale"]
     stack = np.ndim(scale)  # 1 if there is a leading layers axis, else 0
     if (*a.shape[:-1], *b.shape[stack + 1 :]) != w.shape or a.shape[-1] != b.shape[stack]:
         raise ConfigError(

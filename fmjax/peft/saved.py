@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.core import tree
-from fmjax.core.adapter import CONSTANTS
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.core.params import ParamSpec
 from fmjax.peft.base import PREFIX, Base, Weight
@@ -25,8 +24,8 @@ def saved(spec: Any, base: Base) -> list[Weight]:
     """The parameters that `spec` has copies of, in the model's order.
 
     Raises:
-      ConfigError: a name that covers what has no copy of its own here (norms, mixtures, a table
-        that the head shares), only some of a stack, or a module inside another.
+      ConfigError: a name that covers what has no copy of its own here (mixtures, a table that the
+        head shares), only some of a stack, or a module inside another.
     """
     found = []
     for weight in base.params:
@@ -50,10 +49,6 @@ def _check(spec: Any, base: Base, weight: Weight, covered: list[bool]) -> None:
     by = saved_by(spec.modules_to_save, name)
     if len(by) > 1:
         raise _refused(spec, f"{by[1]!r} inside {by[0]!r}", "name one of them")
-    if weight.leaf in CONSTANTS:
-        raise _refused(
-            spec, f"the norm {name!r}", "name modules without norms, or train all parameters"
-        )
     if weight.target.row.fused is not None:
         # Experts and routers: their modules have other names in transformers 5.
         raise _refused(

@@ -53,7 +53,7 @@ def test_dense_lora_port_adds_the_scaled_low_rank_product() -> None:
         jax.random.normal(jax.random.key(2), (6, 2)),
         jax.random.normal(jax.random.key(3), (2, 4)),
     )
-    adapter = {"lora_a": a, "lora_b": b, "scale": jnp.float32(0.5)}
+    adapter = {"lora_a": a, "lora_b": b, "lora_scale": jnp.float32(0.5)}
     merged = variables["params"]["kernel"] + 0.5 * a @ b
     y = layer.apply({**variables, "adapter": adapter}, x)
     np.testing.assert_allclose(y, x @ merged, atol=1e-5)
@@ -120,7 +120,7 @@ def test_an_adapter_may_cover_only_some_modules_of_a_scanned_stack(llama) -> Non
     keys = jax.random.split(jax.random.key(3), 2)
     a = 0.1 * jax.random.normal(keys[0], (3, 32, 2))
     b = 0.1 * jax.random.normal(keys[1], (3, 2, 32))
-    leaf = {"lora_a": a, "lora_b": b, "scale": jnp.full(3, 2.0)}
+    leaf = {"lora_a": a, "lora_b": b, "lora_scale": jnp.full(3, 2.0)}
     adapter = {"layers": {"self_attn": {"q_proj": leaf}}}
     merged = jax.tree.map(lambda x: x, params)
     merged["layers"]["self_attn"]["q_proj"]["kernel"] += 2.0 * a @ b

@@ -142,7 +142,7 @@ def test_adapters_that_do_not_fit_their_spec(llama, saved, tmp_path):
     one = peft.LoRA(rank=2, targets=("q_proj",))
     refuse("'layers/mlp/down_proj/lora_a' does not belong", one, saved.adapter)
     refuse("do not fit", saved.spec, changed(f"{q}/lora_b", lambda x: x[..., :-1]))
-    refuse("is not what its spec says", saved.spec, changed(f"{q}/scale", lambda x: x * 2))
+    refuse("is not what its spec says", saved.spec, changed(f"{q}/lora_scale", lambda x: x * 2))
     lower = peft.LoRA(rank=1, alpha=8, targets=("q_proj", "down_proj"))
     refuse("does not have the rank 1", lower, saved.adapter)
 
@@ -219,7 +219,7 @@ def test_configs_of_other_versions(llama, saved):
     (saved.dir / CONFIG).write_text(text)
     spec, adapter = peft.load(saved.dir, llama.model)
     assert (spec.rank, spec.alpha, spec.dropout) == (2, 8, 0)
-    assert adapter["layers"]["self_attn"]["q_proj"]["scale"].tolist() == [4, 4, 4]
+    assert adapter["layers"]["self_attn"]["q_proj"]["lora_scale"].tolist() == [4, 4, 4]
 
 
 def test_another_rank_in_the_config(llama, saved):

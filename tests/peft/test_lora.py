@@ -68,15 +68,15 @@ def test_shapes_and_axes(llama, gpt2):
     assert {path: (s.shape, s.axes) for path, s in specs.items()} == {
         "embed_tokens/lora_a": ((62, 4), ("vocab", "lora")),
         "embed_tokens/lora_b": ((4, 32), ("lora", "embed")),
-        "embed_tokens/scale": ((), ()),
+        "embed_tokens/lora_scale": ((), ()),
         "layers/self_attn/q_proj/lora_a": ((3, 32, 4), ("layers", "embed", "lora")),
         "layers/self_attn/q_proj/lora_b": ((3, 4, 32), ("layers", "lora", "heads")),
-        "layers/self_attn/q_proj/scale": ((3,), ("layers",)),
-        "layers/self_attn/q_proj/dropout": ((3,), ("layers",)),
+        "layers/self_attn/q_proj/lora_scale": ((3,), ("layers",)),
+        "layers/self_attn/q_proj/lora_dropout": ((3,), ("layers",)),
         "lm_head/lora_a": ((32, 4), ("embed", "lora")),
         "lm_head/lora_b": ((4, 62), ("lora", "vocab")),
-        "lm_head/scale": ((), ()),
-        "lm_head/dropout": ((), ()),
+        "lm_head/lora_scale": ((), ()),
+        "lm_head/lora_dropout": ((), ()),
     }
     fused = tree.flatten(peft.abstract(peft.LoRA(rank=4, targets=["c_attn"]), gpt2.model))
     assert fused["h/attn/c_attn/lora_b"].shape == (2, 4, 3, 32)
@@ -149,7 +149,7 @@ def test_padding_stays_zero_in_training(llama, kit):
             assert not a[layer, :, rank:].any() and not b[layer, rank:].any()
             assert jnp.abs(b[layer, :rank]).min(initial=1) > 0
         assert not np.array_equal(a, before[f"{module}/lora_a"])
-    assert "layers/self_attn/q_proj/scale" not in flat
+    assert "layers/self_attn/q_proj/lora_scale" not in flat
 
 
 def test_dropout_is_on_the_branch_and_only_while_training(llama, kit):
@@ -176,8 +176,8 @@ def test_dropout_is_on_the_branch_and_only_while_training(llama, kit):
     own = {
         "lora_a": jnp.asarray(rng.normal(size=(8, 2)), jnp.float32),
         "lora_b": jnp.asarray(rng.normal(size=(2, 3)), jnp.float32),
-        "scale": jnp.float32(1),
-        "dropout": jnp.float32(0.5),
+        "lora_scale": jnp.float32(1),
+        "lora_dropout": jnp.float32(0.5),
     }
     x = jnp.asarray(rng.normal(size=(1, 8)), jnp.float32)
     variables = {"params": {"kernel": jnp.zeros((8, 3))}, "adapter": own}

@@ -67,7 +67,7 @@ def test_the_sum_is_taken_in_float32_and_cast_back_once(llama, kit):
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), llama.params)
     merged = peft.merge(llama.model, low, adapter)["layers"]["self_attn"]["q_proj"]["kernel"]
     own = adapter["layers"]["self_attn"]["q_proj"]
-    delta = np.einsum("lir,lro,l->lio", *(own[k] for k in ("lora_a", "lora_b", "scale")))
+    delta = np.einsum("lir,lro,l->lio", *(own[k] for k in ("lora_a", "lora_b", "lora_scale")))
     kernel = np.asarray(low["layers"]["self_attn"]["q_proj"]["kernel"], np.float32)
     assert merged.dtype == jnp.bfloat16
     error = np.abs(np.asarray(merged, np.float32) - (kernel + delta))
@@ -116,7 +116,7 @@ def test_adapters_that_do_not_fit(llama, gpt2, kit):
     with pytest.raises(ConfigError, match="does not fit"):
         peft.merge(llama.model, llama.params, replaced(lora_b=own["lora_b"][:, :-1]))
     with pytest.raises(ConfigError, match="has .*magnitude.* and cannot be merged"):
-        peft.merge(llama.model, llama.params, replaced(magnitude=own["scale"]))
+        peft.merge(llama.model, llama.params, replaced(magnitude=own["lora_scale"]))
     with pytest.raises(ConfigError, match="is packed"):
         kernel = {"kernel": ("codes", "scales")}
         params = {"layers": {"self_attn": {"q_proj": kernel}}}

@@ -165,7 +165,7 @@ def test_gradients_agree(twin, kit, tmp_path):
 
     gradients, of_base = jax.jit(jax.grad(loss, (0, 1)))(adapter, twin.params)
     gradients = tree.map_with_path(
-        lambda path, g, x: x if path.endswith("/scale") else g, gradients, adapter
+        lambda path, g, x: x if path.endswith("/lora_scale") else g, gradients, adapter
     )
     # A gradient has the layout of its adapter, so it can be filed like one.
     peft.save(tmp_path / "gradients", spec, gradients, twin.model)

@@ -21,7 +21,7 @@ def test_decay_acts_on_matrices_and_tables_only():
     assert {path for path, decayed in mask.items() if not decayed} == {
         "params/mlp/bias",
         "params/norm/scale",
-        "adapter/mlp/scale",
+        "adapter/mlp/lora_scale",
     }
     moved = updates(adamw(0.5, weight_decay=0.2), params, 0.0)
     flat = tree.flatten(params)

@@ -160,7 +160,7 @@ def test_only_the_adapter_is_trained_and_costs_memory():
         state, _ = step(state, next(toy_lm.Batches()))
     # The base weights are the caller's own arrays still, neither copied nor consumed.
     assert state.variables["params"]["mlp"]["kernel"] is kernel and not kernel.is_deleted()
-    assert state.variables["adapter"]["mlp"]["scale"] == 2
+    assert state.variables["adapter"]["mlp"]["lora_scale"] == 2
     assert state.variables["adapter"]["mlp"]["lora_b"].any()
 
 

@@ -15,7 +15,7 @@ def apply(variables, input_ids, rngs=None):
     x = p["embed"]["embedding"][input_ids]
     y = x @ p["mlp"]["kernel"]
     if a:
-        y += a["mlp"]["scale"] * (x @ a["mlp"]["lora_a"] @ a["mlp"]["lora_b"])
+        y += a["mlp"]["lora_scale"] * (x @ a["mlp"]["lora_a"] @ a["mlp"]["lora_b"])
     x = jnp.tanh(y + p["mlp"]["bias"]) * p["norm"]["scale"]
     if rngs:
         x *= jax.random.bernoulli(rngs["dropout"], 0.9, x.shape) / 0.9
@@ -41,7 +41,7 @@ def adapter(rank=2):
         "mlp": {
             "lora_a": jnp.full((D, rank), 0.1),
             "lora_b": jnp.zeros((rank, D)),
-            "scale": jnp.float32(2),
+            "lora_scale": jnp.float32(2),
         }
     }
 
