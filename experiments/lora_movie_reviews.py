@@ -13,14 +13,13 @@ import sys
 from pathlib import Path
 
 from fmjax.cli.main import experiment
-from fmjax.recipes import Cadence, Data, Finetune, Optimization
+from fmjax.recipes import Adaptation, Cadence, Data, Finetune, Optimization
 
 FINETUNE = Finetune(
     model=Path("runs/pretrain_kjv/model"),
     out=Path("runs/lora_movie_reviews"),
     data=Data(data=("movie_reviews",), batch_size=8, sequence_length=128),
-    rank=32,
-    alpha=64.0,
+    adaptation=Adaptation(method="lora", rank=32, alpha=64.0),
     optimization=Optimization(steps=600, learning_rate=5e-3, schedule="linear", warmup=40),
     cadence=Cadence(eval_every=100, checkpoint_every=200),
 )

@@ -23,7 +23,7 @@ def command_line(name: str, options: Any, wrap: bool = False) -> str:
       wrap: one flag a line, many values too, continued with backslashes.
     """
     parts = [f"fmjax {name}"]
-    for flag, value in _flags(options):
+    for flag, value in _flags(options, {}):
         values = value if isinstance(value, tuple) else (value,)
         part = " ".join([flag, *(shlex.quote(str(v)) for v in values)])
         if wrap and len(values) > 2:
@@ -32,16 +32,16 @@ def command_line(name: str, options: Any, wrap: bool = False) -> str:
     return (" \\\n    " if wrap else " ").join(parts)
 
 
-def _flags(options: Any) -> list[tuple[str, Any]]:
+def _flags(options: Any, defaults: Any) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
+        value, default = getattr(options, field.name), getattr(defaults, field.name, field.default)
         flag = "--" + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
-            found += _flags(value)
+            found += _flags(value, default)
         elif isinstance(value, bool):
             found += [(flag, ())] if value else []
-        elif value != field.default:
+        elif value != default:
             found.append((flag, value))
     return found
 

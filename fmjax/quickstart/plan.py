@@ -8,7 +8,7 @@ from fmjax.cli.generate import Generate
 from fmjax.cli.merge import Merge
 from fmjax.cli.tokenizer import TrainTokenizer
 from fmjax.quickstart.settings import Quickstart
-from fmjax.recipes import Cadence, Data, Finetune, Optimization, Pretrain
+from fmjax.recipes import Adaptation, Cadence, Data, Finetune, Optimization, Pretrain
 
 # The smallest LLaMA-style size; its shape is overridden.
 _BASE = "tinyllama-1.1b"
@@ -153,8 +153,7 @@ def _plan(s: Quickstart, out: Path, rows_evaluated: int, checkpoint_every: int) 
             model=model,
             out=out / "adapt",
             data=data(second),
-            rank=s.rank,
-            alpha=2.0 * s.rank,
+            adaptation=Adaptation(method="lora", rank=s.rank, alpha=2.0 * s.rank),
             optimization=Optimization(
                 steps=s.adapt_steps,
                 learning_rate=s.adapt_learning_rate,

@@ -4,11 +4,12 @@ Importing this room imports no JAX; `run()` does.
 """
 
 from fmjax.recipes.finetune import Finetune
-from fmjax.recipes.options import Cadence, Data, Hardware, Masking, Optimization
+from fmjax.recipes.options import Adaptation, Cadence, Data, Hardware, Masking, Optimization
 from fmjax.recipes.pretrain import Pretrain
 from fmjax.recipes.tasks import Embed, EvaluateTask, FinetuneTask, Predict
 
 __all__ = [
+    "Adaptation",
     "Cadence",
     "Data",
     "Embed",

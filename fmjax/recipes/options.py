@@ -9,6 +9,7 @@ from typing import Literal
 Schedule = Literal["auto", "cosine", "wsd", "linear", "constant"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Remat = Literal["none", "full", "dots", "attention"]
+Method = Literal["full", "lora", "rslora"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,27 @@ class Optimization:
         }
         missing = {name for name in figures if getattr(self, name) in (None, "auto")}
         return dataclasses.replace(self, **{name: figures[name] for name in missing})
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """What is trained of a model, or beside it.
+
+    Attributes:
+      method: full trains all weights. The others train little, beside frozen weights: lora, small
+        low-rank matrices; rslora, the same with a scale that suits high ranks.
+      rank: Rank of the low-rank matrices.
+      alpha: Their scale is alpha / rank (rslora: alpha / √rank).
+      targets: Layers that get them: names such as q_proj v_proj, or all-linear. Without it, all
+        linear layers of a language model, and the query and value projections for a task.
+      lora_dropout: Dropout on the input of the low-rank matrices, 0 to 1.
+    """
+
+    method: Method = "full"
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ()
+    lora_dropout: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,12 @@ the model's head and objective are, what is measured and shown) is a `Task`, one
 Importing this room imports no JAX.
 """
 
+from fmjax.recipes.options import Adaptation
 from fmjax.recipes.tasks.embed import Embed
 from fmjax.recipes.tasks.evaluate import EvaluateTask
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.predict import Predict
-from fmjax.recipes.tasks.settings import Adaptation, Examples, TaskOptimization
+from fmjax.recipes.tasks.settings import Examples, TaskOptimization
 
 __all__ = [
     "Adaptation",

@@ -36,7 +36,7 @@ class EmbeddingTask(Task):
     def read(cls, settings: FinetuneTask) -> tuple[Self, Any, Any, list[str]]:
         files = settings.examples
         config = get_family(read_config(settings.model)["model_type"]).config
-        pooling = settings.adaptation.pooling or own_pooling(settings.model, config)
+        pooling = settings.pooling or own_pooling(settings.model, config)
 
         def read(name: str, train: Pairs | None) -> Pairs:
             return read_pairs(

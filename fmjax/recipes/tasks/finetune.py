@@ -1,4 +1,4 @@
-"""Fine-tuning on a task: one function for all tasks and both methods."""
+"""Fine-tuning on a task: one function for all tasks and methods."""
 
 import dataclasses
 import json
@@ -6,8 +6,11 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from fmjax.recipes.options import Hardware
-from fmjax.recipes.tasks.settings import Adaptation, Examples, TaskOptimization
+from fmjax.recipes.options import Adaptation, Hardware
+from fmjax.recipes.tasks.settings import Examples, TaskOptimization
+
+LEARNING_RATES = {"full": 5e-5, "lora": 1e-3, "rslora": 1e-3}
+"""Peaks by method, where none is given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,9 @@ class FinetuneTask:
       model: Directory of the model to start from.
       out: Directory of the run.
       task: What the model is to do.
+      pooling: Of embedding: the mean of the tokens' vectors, or that of the first (cls) or last
+        token. Without it, what the model's own 1_Pooling says, else mean for encoders and last for
+        decoders.
       log_every: Steps between lines of the log.
       tensorboard: Also write TensorBoard event files.
     """
@@ -34,6 +40,7 @@ class FinetuneTask:
     adaptation: Adaptation = Adaptation()
     optimization: TaskOptimization = TaskOptimization()
     hardware: Hardware = Hardware()
+    pooling: Literal["", "mean", "cls", "last"] = ""
     log_every: int = 10
     tensorboard: bool = False
 
@@ -53,8 +60,7 @@ class FinetuneTask:
     @property
     def learning_rate(self) -> float:
         """The peak, as given or by the method."""
-        default = 1e-3 if self.adaptation.method == "lora" else 5e-5
-        return self.optimization.learning_rate or default
+        return self.optimization.learning_rate or LEARNING_RATES[self.adaptation.method]
 
     def steps(self, examples: int) -> int:
         """Updates in all, over this many examples to train on."""

@@ -55,7 +55,7 @@ def write_results(
     print_figures(f"{settings.task}, {_when(outcome)}", measured)
     shown = ", ".join(map(str, (out / "report.html", *pictures)))
     print(f"figures: {out / 'metrics.json'}, pictures: {shown}")
-    if settings.adaptation.method == "lora":
+    if settings.adaptation.method != "full":
         print(f"adapter: {out / 'adapter'}")
     print(f"model: {out / 'model'}")
     print("next:", *_next(settings))

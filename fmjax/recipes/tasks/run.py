@@ -13,12 +13,13 @@ from fmjax.core import tree
 from fmjax.core.errors import ConfigError
 from fmjax.data import TextBatches
 from fmjax.data.tasks import eval_task_batches, task_batches
+from fmjax.recipes.adaptation import Adapted, open_adapted
 from fmjax.recipes.models import parse_mesh, resolve_directory
 from fmjax.recipes.tasks.embedding import EmbeddingTask
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.inference import Predictor
 from fmjax.recipes.tasks.results import write_results
-from fmjax.recipes.tasks.start import check, open_model, optimizer, schedule
+from fmjax.recipes.tasks.start import check, optimizer, schedule
 from fmjax.recipes.tasks.task import Measured, Metrics, Reading, Task
 from fmjax.recipes.tasks.tasks import TASKS
 from fmjax.recipes.tasks.vectors import write_pooling
@@ -53,7 +54,10 @@ def finetune(settings: FinetuneTask) -> Measured | None:
     print(*notes, sep="\n")
     batches = task_batches(train.features, size, seed=seed, **reading.padding)
     held_out = eval_task_batches(valid.features, size, **reading.padding)
-    model, variables, spec = open_model(settings, task, mesh)
+    adapted = open_adapted(
+        settings.adaptation, settings.model, settings.hardware, mesh, seed, override=task.override()
+    )
+    model, variables = adapted.model, adapted.variables
     steps = settings.steps(len(train.features))
     rate = schedule(settings, steps)
     step = make_step(
@@ -98,7 +102,7 @@ def finetune(settings: FinetuneTask) -> Measured | None:
     if outcome is None:
         return None
     measured = measure(outcome.state.variables, thorough=True)
-    _export(settings, task, model, outcome.state.variables, spec)
+    _export(settings, task, adapted, outcome.state.variables)
     write_results(settings, measured, metric, outcome, trained, notes)
     return measured
 
@@ -152,12 +156,10 @@ def _train(
         batches.close()
 
 
-def _export(settings: FinetuneTask, task: Task, model: Any, variables: Any, spec: Any) -> None:
-    params = variables["params"]
-    if spec is not None:
-        target = settings.out / "adapter"
-        base = str(settings.model)
-        peft.save(target, spec, variables["adapter"], model, base=base, params=params)
+def _export(settings: FinetuneTask, task: Task, adapted: Adapted, variables: Any) -> None:
+    model, params = adapted.model, variables["params"]
+    if adapted.spec is not None:
+        adapted.save(settings.out, variables, settings.model)
         params = peft.merge(model, params, variables["adapter"])
     target = settings.out / "model"
     fmjax.save_pretrained(target, model, params, carry_from=settings.model)

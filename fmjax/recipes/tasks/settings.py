@@ -46,31 +46,6 @@ class Examples:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adaptation:
-    """Which parameters are trained.
-
-    Attributes:
-      method: full trains all weights; lora trains small low-rank matrices beside frozen weights,
-        and a new head.
-      rank: Rank of LoRA's matrices.
-      alpha: LoRA's scale is alpha / rank.
-      targets: Layers that LoRA touches: names such as query value, or all-linear. Without it, the
-        query and value projections.
-      lora_dropout: Dropout on the input of LoRA's matrices, 0 to 1.
-      pooling: Of embedding: the mean of the tokens' vectors, or that of the first (cls) or last
-        token. Without it, what the model's own 1_Pooling says, else mean for encoders and last for
-        decoders.
-    """
-
-    method: Literal["full", "lora"] = "full"
-    rank: int = 8
-    alpha: float = 16.0
-    targets: tuple[str, ...] = ()
-    lora_dropout: float = 0.0
-    pooling: Literal["", "mean", "cls", "last"] = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class TaskOptimization:
     """AdamW and its schedule, and when a run ends.
 
