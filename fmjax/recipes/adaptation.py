@@ -1,19 +1,33 @@
 """A model made ready to be adapted, and what comes out of it: one place for every method."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import optax
 
 import fmjax
 from fmjax import peft
+from fmjax.core import tree
+from fmjax.core.errors import ConfigError
+from fmjax.data import Tokenizer
 from fmjax.models.registry import get_family
 from fmjax.peft.base import Base
 from fmjax.recipes.models import compute_dtype
 from fmjax.recipes.options import Adaptation, Hardware
+from fmjax.train import (
+    adamw,
+    averaged,
+    freeze,
+    freeze_layers,
+    layerwise_decay,
+    lora_plus,
+    with_ema,
+)
+from fmjax.train.state import TrainState
 
 # Where adapters for a task go by default: the projections onto queries and values, in the
 # families' own names.
@@ -28,11 +42,66 @@ class Adapted:
       model: the module.
       variables: params, and the adapter where there is one.
       spec: of the adapter; None trains the params.
+      settings: the method's.
     """
 
     model: nn.Module
     variables: dict[str, Any]
-    spec: Any
+    spec: Any = None
+    settings: Adaptation = Adaptation()
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """The model's `apply`, for variables as they are trained."""
+        return self.model.apply if self.spec is None else peft.applied(self.spec, self.model)
+
+    @property
+    def trainable(self) -> Sequence[tuple[str, bool]] | None:
+        """Rules for `make_step`; None leaves it to what there is."""
+        return freeze(*self.settings.freeze) if self.settings.freeze else None
+
+    def optimizer(
+        self, rate: optax.ScalarOrSchedule, *, layer_decay: float = 1.0, **adam: float
+    ) -> optax.GradientTransformation:
+        """AdamW with what the method adds to it.
+
+        Args:
+          rate: learning rate.
+          layer_decay: factor from each layer to the one below it.
+          **adam: of `fmjax.train.adamw`.
+        """
+        settings, layers = self.settings, self.model.config.num_hidden_layers
+        parts = [adamw(rate, moment_dtype=settings.moments, **adam)]
+        if settings.lora_plus != 1:
+            parts.append(lora_plus(settings.lora_plus))
+        if layer_decay != 1:
+            parts.append(layerwise_decay(layer_decay, layers))
+        if settings.freeze_layers:
+            parts.append(freeze_layers(settings.freeze_layers, layers))
+        whole = optax.chain(*parts) if len(parts) > 1 else parts[0]
+        return with_ema(whole, settings.ema) if settings.ema else whole
+
+    def result(self, state: TrainState) -> dict[str, Any]:
+        """The variables that count: trained, or their average where one is kept."""
+        return averaged(state).variables if self.settings.ema else state.variables
+
+    def merged(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """(parameters with what was trained folded in, whether the adapter is needed beside them).
+
+        Weights of few bits are merged as what they stand for. Virtual tokens stay in the adapter:
+        only a new head is folded in.
+        """
+        params = variables["params"]
+        if self.spec is None:
+            return params, False
+        adapter = variables["adapter"]
+        if self.settings.positions:
+            flat, copies = tree.flatten(params), tree.flatten(adapter)
+            folded = {path: copies[path].astype(x.dtype) for path, x in flat.items()
+                      if path in copies}  # fmt: skip
+            return tree.unflatten(flat | folded), True
+        base = "dequantized" if self.settings.precision else None
+        return peft.merge(self.model, params, adapter, base=base), False
 
     def save(self, directory: Path, variables: Mapping[str, Any], base: Path) -> Path:
         """Writes what was trained: `adapter`, or else `model`.
@@ -62,6 +131,7 @@ def open_adapted(
     mesh: jax.sharding.Mesh,
     seed: int,
     *,
+    tokenizer: Tokenizer | None = None,
     override: Mapping[str, Any] | None = None,
 ) -> Adapted:
     """Reads a model and puts on it what the method trains.
@@ -72,12 +142,14 @@ def open_adapted(
       hardware: precision and rematerialisation.
       mesh: devices.
       seed: of a new head and of the adapter.
+      tokenizer: of the model, for a prompt that starts from text.
       override: the head of a task and its labels; None keeps the model's own. A task's head is
         trained whole beside the adapter.
 
     Raises:
       FmjaxError: what cannot be read, or a method that does not fit the model.
     """
+    adaptation.check()
     full = adaptation.method == "full"
     dtype = compute_dtype(hardware.dtype)
     model, params = fmjax.from_pretrained(
@@ -89,29 +161,56 @@ def open_adapted(
         mesh=mesh,
         override=override,
         new_head=None if override is None else jax.random.key(seed),
+        quantize=adaptation.precision or None,
     )
     variables = {"params": params}
     if full:
-        return Adapted(model, variables, None)
+        return Adapted(model, variables, None, adaptation)
     task = override is not None
     heads = head_modules(model) if task and override["head"] else ()
-    spec = _spec(adaptation, model, heads, task)
+    spec = _spec(adaptation, model, heads, task, tokenizer)
     variables["adapter"] = peft.init(jax.random.key(seed + 2), spec, model, params)
-    return Adapted(model, variables, spec)
+    return Adapted(model, variables, spec, adaptation)
 
 
-def _spec(adaptation: Adaptation, model: nn.Module, heads: tuple[str, ...], task: bool) -> Any:
-    match adaptation.method:
-        case "lora" | "rslora":
+def _spec(
+    adaptation: Adaptation,
+    model: nn.Module,
+    heads: tuple[str, ...],
+    task: bool,
+    tokenizer: Tokenizer | None,
+) -> Any:
+    a, tokens = adaptation, adaptation.virtual_tokens
+    match a.method:
+        case "lora" | "rslora" | "dora" | "qlora":
             return peft.LoRA(
-                adaptation.rank,
-                adaptation.alpha,
-                _targets(adaptation.targets, model, task),
-                adaptation.lora_dropout,
-                use_rslora=adaptation.method == "rslora",
+                a.rank,
+                a.alpha,
+                _targets(a.targets, model, task),
+                a.lora_dropout,
+                use_rslora=a.method == "rslora",
+                use_dora=a.method == "dora",
+                bias=a.bias,
                 modules_to_save=heads,
             )
-    raise AssertionError(f"no method {adaptation.method!r}")
+        case "prefix":
+            return peft.Prefix(tokens, projection=a.projection, modules_to_save=heads)
+        case "prompt":
+            return peft.Prompt(tokens, _ids(a.prompt_text, tokenizer), modules_to_save=heads)
+        case "ptuning":
+            return peft.PTuning(tokens, modules_to_save=heads)
+        case "ia3":
+            return peft.IA3(targets=a.targets or None, modules_to_save=heads)
+    raise ConfigError(f"--method {a.method}: no such method")
+
+
+def _ids(text: str, tokenizer: Tokenizer | None) -> tuple[int, ...] | None:
+    if not text:
+        return None
+    ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+    if not ids:
+        raise ConfigError(f"--prompt-text {text!r} has no tokens; give words")
+    return ids
 
 
 def _targets(named: tuple[str, ...], model: nn.Module, task: bool) -> tuple[str, ...] | str:

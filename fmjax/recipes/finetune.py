@@ -43,20 +43,28 @@ class Finetune:
         from fmjax.recipes.models import parse_mesh, resolve_directory
         from fmjax.recipes.training import Run, train
 
+        self.adaptation.check()
         start = resolve_directory(self.model)
         mesh = parse_mesh(self.hardware.mesh)
         run = Run.open(self, start.config, start.tokenizer, mesh)
-        seed = self.optimization.seed
-        adapted = open_adapted(self.adaptation, self.model, self.hardware, mesh, seed)
-        state = train(run, adapted.model, adapted.variables)
+        adapted = open_adapted(
+            self.adaptation,
+            self.model,
+            self.hardware,
+            mesh,
+            self.optimization.seed,
+            tokenizer=start.tokenizer,
+        )
+        state = train(run, adapted)
         if state is None:
             return False
-        target = adapted.save(self.out, state.variables, self.model)
+        target = adapted.save(self.out, adapted.result(state), self.model)
         print(f"{target.name}: {target}")
         if adapted.spec is None:
             print(f'next: fmjax generate --model {target} --prompt "…" --temperature 0.8')
-        else:
-            pair = f"--model {self.model} --adapter {target}"
-            print(f'next: fmjax generate {pair} --prompt "…" --temperature 0.8')
+            return True
+        pair = f"--model {self.model} --adapter {target}"
+        print(f'next: fmjax generate {pair} --prompt "…" --temperature 0.8')
+        if not self.adaptation.positions:
             print(f"      fmjax merge {pair} --out {self.out / 'model'}")
         return True

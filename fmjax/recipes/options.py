@@ -9,7 +9,7 @@ from typing import Literal
 Schedule = Literal["auto", "cosine", "wsd", "linear", "constant"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Remat = Literal["none", "full", "dots", "attention"]
-Method = Literal["full", "lora", "rslora"]
+Method = Literal["full", "lora", "rslora", "dora", "qlora", "prefix", "prompt", "ptuning", "ia3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +114,30 @@ class Adaptation:
 
     Attributes:
       method: full trains all weights. The others train little, beside frozen weights: lora, small
-        low-rank matrices; rslora, the same with a scale that suits high ranks.
+        low-rank matrices; rslora, the same with a scale that suits high ranks; dora, with the
+        length of each output's weights apart; qlora, lora on weights of 4 bits; prefix, keys and
+        values before the text in every layer; prompt, vectors before the text; ptuning, the same
+        made by a small network; ia3, factors of keys, values and feed-forward layers.
       rank: Rank of the low-rank matrices.
       alpha: Their scale is alpha / rank (rslora: alpha / √rank).
-      targets: Layers that get them: names such as q_proj v_proj, or all-linear. Without it, all
-        linear layers of a language model, and the query and value projections for a task.
+      targets: Layers that get them, or ia3's factors: names such as q_proj v_proj, or all-linear.
+        Without it, all linear layers of a language model, and the query and value projections for
+        a task; for ia3 the layers that PEFT takes.
       lora_dropout: Dropout on the input of the low-rank matrices, 0 to 1.
+      bias: Biases that are trained beside the low-rank matrices.
+      lora_plus: Learning rate of the second low-rank matrix, B, over that of the first; 16 is the
+        usual start of LoRA+.
+      virtual_tokens: Positions that prefix, prompt and ptuning put before the text.
+      projection: Train the prefix through a small network, which is steadier.
+      prompt_text: Text whose vectors a prompt starts from; without it, random ones.
+      quantize: Frozen weights in 4 bits (nf4) or 8 (int8), with any method but full. qlora takes
+        nf4 unless told otherwise.
+      moments: Of AdamW: float32, or bfloat16 or int8 to save memory.
+      ema: Decay of an average of the trained weights, which a task is measured with and which is
+        what is saved; 0 for none, 0.999 is usual.
+      freeze: Regular expressions of parameter paths that method full leaves as they are, such as
+        embed.
+      freeze_layers: Number of layers from the bottom that method full leaves as they are.
     """
 
     method: Method = "full"
@@ -127,6 +145,60 @@ class Adaptation:
     alpha: float = 16.0
     targets: tuple[str, ...] = ()
     lora_dropout: float = 0.0
+    bias: Literal["none", "all", "lora_only"] = "none"
+    lora_plus: float = 1.0
+    virtual_tokens: int = 20
+    projection: bool = False
+    prompt_text: str = ""
+    quantize: Literal["", "nf4", "int8"] = ""
+    moments: Literal["float32", "bfloat16", "int8"] = "float32"
+    ema: float = 0.0
+    freeze: tuple[str, ...] = ()
+    freeze_layers: int = 0
+
+    @property
+    def precision(self) -> str:
+        """Of the frozen weights: "" (as the computation), "nf4" or "int8"."""
+        return self.quantize or ("nf4" if self.method == "qlora" else "")
+
+    @property
+    def positions(self) -> int:
+        """That the method takes away from the text."""
+        return self.virtual_tokens if self.method in ("prefix", "prompt", "ptuning") else 0
+
+    def check(self) -> None:
+        """Refuses settings of one method with another.
+
+        Raises:
+          ConfigError: names the flag and the methods that it belongs to.
+        """
+        from fmjax.core.errors import ConfigError
+
+        low_rank = ("lora", "rslora", "dora", "qlora")
+        fitting = {
+            "bias": low_rank,
+            "lora_plus": low_rank,
+            "lora_dropout": low_rank,
+            "targets": (*low_rank, "ia3"),
+            "projection": ("prefix",),
+            "prompt_text": ("prompt",),
+            "freeze": ("full",),
+            "freeze_layers": ("full",),
+        }
+        for field in dataclasses.fields(self):
+            methods = fitting.get(field.name, (self.method,))
+            if getattr(self, field.name) != field.default and self.method not in methods:
+                raise ConfigError(
+                    f"--{field.name.replace('_', '-')} does not go with --method {self.method}; "
+                    f"it belongs to {', '.join(methods)}"
+                )
+        if self.method == "full" and self.quantize:
+            raise ConfigError(
+                f"--quantize {self.quantize}: weights of few bits cannot be trained; choose a "
+                "method that leaves them frozen, such as --method qlora"
+            )
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"--ema {self.ema} must lie in 0 to 1, as 0.999")
 
 
 @dataclasses.dataclass(frozen=True)

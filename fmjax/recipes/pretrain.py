@@ -47,6 +47,7 @@ class Pretrain:
         import fmjax
         from fmjax.recipes.models import CAUSAL, compute_dtype, parse_mesh, resolve
         from fmjax.recipes.objective import MASKED, is_masked
+        from fmjax.recipes.adaptation import Adapted
         from fmjax.recipes.training import Run, train
 
         start = resolve(self.model, self.tokenizer, self.override, (*CAUSAL, MASKED))
@@ -62,7 +63,7 @@ class Pretrain:
             params = fmjax.init_params(model, jax.random.key(self.optimization.seed), mesh=mesh)
         else:
             model, params = fmjax.from_pretrained(start.directory, mesh=mesh, **execution)
-        state = train(run, model, {"params": params})
+        state = train(run, Adapted(model, {"params": params}))
         if state is None:
             return False
         target = self.out / "model"

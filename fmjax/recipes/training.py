@@ -13,6 +13,7 @@ from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.data import Tokenizer
 from fmjax.parallel import DEFAULT_RULES, shard_batch
+from fmjax.recipes.adaptation import Adapted
 from fmjax.recipes.batches import Batches, open_batches
 from fmjax.recipes.measure import check_length
 from fmjax.recipes.objective import (
@@ -23,7 +24,7 @@ from fmjax.recipes.objective import (
     unigram_baseline,
 )
 from fmjax.recipes.options import Masking, Optimization
-from fmjax.train import Step, adamw, evaluate, fit, make_step, schedules
+from fmjax.train import Step, evaluate, fit, make_step, schedules
 from fmjax.train.checkpoint import Checkpointer
 from fmjax.train.flops import matmul_params, train_flops_per_token
 from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
@@ -86,20 +87,21 @@ class Run:
         batches = open_batches(data, tokenizer, optimization.seed, evaluated, words)
         return cls(settings, config, optimization, objective, batches, mesh, rate)
 
-    def step(self, model: Any) -> Step:
-        """The jitted update of `model`."""
+    def step(self, adapted: Adapted) -> Step:
+        """The jitted update of what is trained."""
         optimization = self.optimization
-        optimizer = adamw(
+        optimizer = adapted.optimizer(
             self.rate,
             b2=optimization.beta2,
             eps=optimization.epsilon,
             weight_decay=optimization.weight_decay,
         )
         return make_step(
-            model,
+            adapted.apply,
             self.objective,
             optimizer,
             mesh=self.mesh,
+            trainable=adapted.trainable,
             accumulate=optimization.accumulate,
             clip_norm=optimization.clip_norm or None,
             learning_rate=self.rate,
@@ -128,13 +130,12 @@ class Run:
         return dataclasses.replace(self, objective=objective)
 
 
-def train(run: Run, model: Any, variables: dict[str, Any]) -> TrainState | None:
+def train(run: Run, adapted: Adapted) -> TrainState | None:
     """Trains to the last step, from the newest checkpoint if the run's directory has one.
 
     Args:
       run: what to do.
-      model: to train.
-      variables: its params, and the adapter if only that is trained; consumed.
+      adapted: the model, and what is trained of it; its variables are consumed.
 
     Returns:
       The last state, or None if SIGTERM or Ctrl-C ended the run early (its state is saved).
@@ -144,7 +145,7 @@ def train(run: Run, model: Any, variables: dict[str, Any]) -> TrainState | None:
     """
     settings, optimization, cadence = run.settings, run.optimization, run.settings.cadence
     run = run.compared()
-    step = run.step(model)
+    step, variables = run.step(adapted), adapted.variables
     state = step.init(variables, jax.random.key(optimization.seed + 1))
     trained, frozen = step.split(state.variables)
     # Tracing finds what does not fit before the run's directory is made.

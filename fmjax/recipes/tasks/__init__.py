@@ -1,7 +1,7 @@
 """Adapting a model to a task, and using the result: classification, tagging, questions, embedding.
 
-`finetune` is one function for every task and method. What tasks differ in (how files are read, what
-the model's head and objective are, what is measured and shown) is a `Task`, one file each.
+`TaskRun` (run.py) is one path for every task and method. What tasks differ in (how files are read,
+what the model's head and objective are, what is measured and shown) is a `Task`, one file each.
 Importing this room imports no JAX.
 """
 

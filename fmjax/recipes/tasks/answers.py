@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 import fmjax
+from fmjax import peft
 from fmjax.core.errors import ConfigError
 from fmjax.data.tasks import eval_task_batches
 from fmjax.recipes.models import compute_dtype, parse_mesh, resolve_directory
@@ -43,8 +44,14 @@ class Opened:
         task = task_of(start.config, Path(settings.model))
         dtype = compute_dtype(settings.dtype)
         model, params = fmjax.from_pretrained(settings.model, dtype=dtype, mesh=mesh)
-        reading = Reading.of(start.tokenizer, start.config, settings.max_length, settings.stride)
-        return cls(task, reading, model, {"params": params}, mesh)
+        variables = {"params": params}
+        room = 0
+        if settings.adapter is not None:
+            spec, variables["adapter"] = peft.load(settings.adapter, model, params)
+            room = getattr(spec, "num_virtual_tokens", 0)
+        stride = settings.stride
+        reading = Reading.of(start.tokenizer, start.config, settings.max_length, stride, room)
+        return cls(task, reading, model, variables, mesh)
 
 
 def measure(settings: EvaluateTask) -> tuple[Prepared, Measured]:
@@ -59,7 +66,7 @@ def measure(settings: EvaluateTask) -> tuple[Prepared, Measured]:
     examples = opened.task.load(settings.test, files)
     prepared = opened.task.prepare(examples, opened.reading)
     batches = eval_task_batches(prepared.features, settings.batch_size, **opened.reading.padding)
-    predictor = Predictor(opened.model, opened.task.pick, opened.mesh)
+    predictor = Predictor(opened.model.apply, opened.task.pick, opened.mesh)
     with counting("measuring", len(prepared.features)) as advance:
         outputs, _ = predictor(opened.variables, batches, advance)
     return prepared, opened.task.measure(prepared, outputs, thorough=True)
@@ -74,7 +81,7 @@ def answers(settings: Predict) -> Iterator[list[dict[str, Any]]]:
     if not 0 <= settings.threshold <= 1:
         raise ConfigError(f"--threshold {settings.threshold} must lie in 0 to 1")
     opened = Opened.of(settings)
-    predictor = Predictor(opened.model, opened.task.pick, opened.mesh)
+    predictor = Predictor(opened.model.apply, opened.task.pick, opened.mesh)
     chunk = 8 * settings.batch_size
     for table in read_inputs(settings.input, settings.text_column, chunk):
         features, finish = opened.task.ask(table, opened.reading, settings)

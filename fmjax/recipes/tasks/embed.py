@@ -11,6 +11,8 @@ class Embed:
 
     Attributes:
       model: Model directory: an encoder, or a decoder.
+      adapter: Directory of an adapter that belongs to the model, for the methods that put virtual
+        tokens before the text; others are folded into it already.
       input: .jsonl, .tsv, .csv or .txt (a text a line), .gz or not; or - for standard input.
       output: File to write: .npy holds float32 [texts, width]; .parquet the fields of the input
         and a column "embedding".
@@ -28,6 +30,7 @@ class Embed:
     model: Path
     input: str
     output: Path
+    adapter: Path | None = None
     text_column: str = "text"
     pooling: Literal["", "mean", "cls", "last"] = ""
     keep_length: bool = False

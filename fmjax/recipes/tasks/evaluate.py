@@ -15,6 +15,8 @@ class EvaluateTask:
 
     Attributes:
       model: Model directory with a head for a task, such as `fmjax finetune --task` writes.
+      adapter: Directory of an adapter that belongs to the model, for the methods that put virtual
+        tokens before the text; others are folded into it already.
       test: File with labels, in the form that the task is trained from.
       text_column: Column of the text (classification).
       pair_column: Column of a second text (classification of pairs).
@@ -30,6 +32,7 @@ class EvaluateTask:
 
     model: Path
     test: str
+    adapter: Path | None = None
     text_column: str = ""
     pair_column: str = ""
     label_column: str = ""

@@ -9,7 +9,17 @@ from typing import Any, Literal
 from fmjax.recipes.options import Adaptation, Hardware
 from fmjax.recipes.tasks.settings import Examples, TaskOptimization
 
-LEARNING_RATES = {"full": 5e-5, "lora": 1e-3, "rslora": 1e-3}
+LEARNING_RATES = {
+    "full": 5e-5,
+    "lora": 1e-3,
+    "rslora": 1e-3,
+    "dora": 1e-3,
+    "qlora": 1e-3,
+    "prefix": 1e-2,
+    "prompt": 3e-2,
+    "ptuning": 1e-3,
+    "ia3": 1e-2,
+}
 """Peaks by method, where none is given."""
 
 
@@ -53,9 +63,9 @@ class FinetuneTask:
         Raises:
           FmjaxError: settings or files that cannot be used; found before anything is written.
         """
-        from fmjax.recipes.tasks.run import finetune
+        from fmjax.recipes.tasks.run import TaskRun
 
-        return finetune(self) is not None
+        return TaskRun.open(self).run() is not None
 
     @property
     def learning_rate(self) -> float:

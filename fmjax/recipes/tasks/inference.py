@@ -19,14 +19,18 @@ class Predictor:
     """A compiled forward pass whose results come back to the host.
 
     Args:
-      model: a Linen module.
+      model_apply: of a model, (variables, **inputs) → output.
       pick: (the model's output, batch) → what is wanted of it, arrays [B, …].
       mesh: the devices that split the batches.
       objective: whose sums are taken along the way where batches have labels.
     """
 
     def __init__(
-        self, model: Any, pick: Pick, mesh: jax.sharding.Mesh, objective: Any = None
+        self,
+        model_apply: Callable[..., Any],
+        pick: Pick,
+        mesh: jax.sharding.Mesh,
+        objective: Any = None,
     ) -> None:
         self.mesh = mesh
 
@@ -34,7 +38,7 @@ class Predictor:
             outputs: list[Any] = []
 
             def apply(*args: Any, **kwargs: Any) -> Any:
-                outputs.append(model.apply(*args, **kwargs))
+                outputs.append(model_apply(*args, **kwargs))
                 return outputs[-1]
 
             with logical.use(mesh, DEFAULT_RULES):

@@ -20,6 +20,8 @@ class Predict:
 
     Attributes:
       model: Model directory with a head for a task, such as `fmjax finetune --task` writes.
+      adapter: Directory of an adapter that belongs to the model, for the methods that put virtual
+        tokens before the text; others are folded into it already.
       input: .jsonl, .tsv, .csv or .txt (a text a line), .gz or not; or - for standard input, lines
         of JSON or plain text.
       output: File to write; without it, standard output.
@@ -39,6 +41,7 @@ class Predict:
     model: Path
     input: str
     output: Path | None = None
+    adapter: Path | None = None
     text_column: str = "text"
     pair_column: str = ""
     threshold: float = 0.5

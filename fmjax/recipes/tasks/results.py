@@ -159,7 +159,9 @@ def _curves(log: Path, metric: str) -> list[str]:
 
 def _next(settings: FinetuneTask) -> list[str]:
     """Commands that use what was made."""
-    model = settings.out / "model"
+    model = f"--model {settings.out / 'model'}"
+    if settings.adaptation.positions:  # virtual tokens are in the adapter alone
+        model += f" --adapter {settings.out / 'adapter'}"
     if settings.task == "embedding":
-        return [f"fmjax embed --model {model} --input FILE --output vectors.npy"]
-    return [f"fmjax predict --model {model} --input FILE"]
+        return [f"fmjax embed {model} --input FILE --output vectors.npy"]
+    return [f"fmjax predict {model} --input FILE"]

@@ -53,7 +53,8 @@ class TaskOptimization:
       epochs: Passes over the training examples.
       steps: Updates in all; 0 goes by --epochs.
       batch_size: Examples in a batch, over all devices.
-      learning_rate: Peak learning rate; 0 takes 5e-5, or 1e-3 with LoRA.
+      learning_rate: Peak learning rate; 0 goes by the method: 5e-5 for full, 1e-3 for LoRA's kind
+        and ptuning, 1e-2 for prefix and ia3, 3e-2 for prompt.
       schedule: After the warm-up: linear to 0, cosine to a tenth of the peak, or constant.
       warmup_fraction: Share of the updates that the learning rate rises in.
       layer_decay: Factor of the learning rate from each layer to the one below it; 1 for none.

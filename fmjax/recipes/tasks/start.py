@@ -1,4 +1,4 @@
-"""What a fine-tuning run on a task starts from: settings that hold, and an optimizer."""
+"""What a fine-tuning run on a task starts from: settings that hold, and a schedule."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from fmjax.recipes import training
 from fmjax.recipes.models import parse_mesh
 from fmjax.recipes.options import Optimization
 from fmjax.recipes.tasks.finetune import FinetuneTask
-from fmjax.train import adamw, layerwise_decay
 
 
 def check(settings: FinetuneTask) -> None:
@@ -22,6 +21,7 @@ def check(settings: FinetuneTask) -> None:
       CheckpointError, ConfigError, ShardingError: settings that cannot be used.
     """
     optimization = settings.optimization
+    settings.adaptation.check()
     for name in ("batch_size", "accumulate"):
         if getattr(optimization, name) < 1:
             flag = "--" + name.replace("_", "-")
@@ -44,15 +44,6 @@ def check(settings: FinetuneTask) -> None:
     mesh = parse_mesh(settings.hardware.mesh)
     row = jax.ShapeDtypeStruct((optimization.batch_size,), "int32")
     shard_batch({"--batch-size": row}, mesh, DEFAULT_RULES, optimization.accumulate)
-
-
-def optimizer(settings: FinetuneTask, rate: Any, layers: int) -> optax.GradientTransformation:
-    """AdamW, with smaller steps in lower layers where that is asked for."""
-    optimization = settings.optimization
-    adam = adamw(rate, b2=0.999, weight_decay=optimization.weight_decay)
-    if optimization.layer_decay == 1:
-        return adam
-    return optax.chain(adam, layerwise_decay(optimization.layer_decay, layers))
 
 
 def schedule(settings: FinetuneTask, steps: int) -> optax.Schedule:

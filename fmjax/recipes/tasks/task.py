@@ -54,10 +54,13 @@ class Reading:
     token_types: bool
 
     @classmethod
-    def of(cls, tokenizer: Any, config: Any, max_length: int, stride: int) -> Self:
-        """Within what the model's positions allow."""
+    def of(
+        cls, tokenizer: Any, config: Any, max_length: int, stride: int, virtual_tokens: int = 0
+    ) -> Self:
+        """Within what the model's positions allow, beside virtual tokens."""
         typed = getattr(config, "type_vocab_size", 0) > 1
-        return cls(tokenizer, min(max_length, config.position_limit or max_length), stride, typed)
+        limit = (config.position_limit or max_length + virtual_tokens) - virtual_tokens
+        return cls(tokenizer, min(max_length, limit), stride, typed)
 
     @property
     def padding(self) -> dict[str, int]:

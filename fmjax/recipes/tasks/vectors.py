@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 import fmjax
+from fmjax import peft
 from fmjax.convert import read_json
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.data.encoding import encode_batch
@@ -19,6 +20,7 @@ from fmjax.recipes.models import compute_dtype, parse_mesh, resolve_directory
 from fmjax.recipes.tasks.embed import Embed
 from fmjax.recipes.tasks.inference import Predictor, counting
 from fmjax.recipes.tasks.inputs import check_sizes, read_inputs
+from fmjax.recipes.tasks.task import Reading
 
 POOLING = Path("1_Pooling") / "config.json"
 # sentence-transformers' names of the poolings.
@@ -55,10 +57,14 @@ def write_vectors(settings: Embed) -> None:
         override={"head": None},
         new_head=jax.random.key(0),
     )
-    limit = min(settings.max_length, model.config.position_limit or settings.max_length)
+    variables, room = {"params": params}, 0
+    if settings.adapter is not None:
+        spec, variables["adapter"] = peft.load(settings.adapter, model, params)
+        room = getattr(spec, "num_virtual_tokens", 0)
+    limit = Reading.of(start.tokenizer, model.config, settings.max_length, 0, room).max_length
     vectors, cut = embed_texts(
         model,
-        {"params": params},
+        variables,
         start.tokenizer,
         texts,
         pooling=pooling,
@@ -96,7 +102,7 @@ def embed_texts(
         features, batch_size, pad_id=tokenizer.pad_token_id or 0, max_length=max_length
     )
     predictor = Predictor(
-        model,
+        model.apply,
         lambda output, batch: sentence_embeddings(
             output.last_hidden_state, batch["attention_mask"], pooling, normalize
         ),
