@@ -45,9 +45,9 @@ class Pretrain:
         import jax
 
         import fmjax
+        from fmjax.recipes.adaptation import Adapted
         from fmjax.recipes.models import CAUSAL, compute_dtype, parse_mesh, resolve
         from fmjax.recipes.objective import MASKED, is_masked
-        from fmjax.recipes.adaptation import Adapted
         from fmjax.recipes.training import Run, train
 
         start = resolve(self.model, self.tokenizer, self.override, (*CAUSAL, MASKED))

@@ -1,7 +1,6 @@
 """What a fine-tuning run on a task starts from: settings that hold, and a schedule."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import optax
