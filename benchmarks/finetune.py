@@ -68,10 +68,10 @@ def data(model: Path, seed: int) -> Any:
 
 
 def fmjax_side(side: str, model: Path, seed: int) -> dict[str, Any]:
-    from fmjax.recipes.tasks.run import finetune
+    from fmjax.recipes.tasks.run import TaskRun
 
     with tempfile.TemporaryDirectory() as out:
-        measured = finetune(settings(side, model, Path(out), seed))
+        measured = TaskRun.open(settings(side, model, Path(out), seed)).run()
         log = [json.loads(x) for x in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["examples_per_second"] for line in log if "examples_per_second" in line]
     return {
