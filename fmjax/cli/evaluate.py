@@ -24,6 +24,8 @@ class Evaluate:
       sequence_length: Tokens in a row, at most the model's context; longer documents are cut.
       mesh: Devices by axis, such as data=2,fsdp=4. Without it all devices split the batch.
       dtype: Of the computation: auto is float32 on CPUs and bfloat16 on accelerators.
+      quantize: Read the weights in 4 bits (nf4) or 8 (int8), as an adapter of --method qlora wants
+        them.
       json: Print JSON instead of a table.
     """
 
@@ -37,6 +39,7 @@ class Evaluate:
     sequence_length: int = 512
     mesh: str = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantize: Literal["", "nf4", "int8"] = ""
     json: bool = False
 
     def run(self) -> None:
@@ -47,7 +50,13 @@ class Evaluate:
             name: open_text(name, self.split, by=self.split_by, text_field=self.text_field)
             for name in self.data
         }
-        subject = open_subject(self.model, self.adapter, mesh=self.mesh, dtype=self.dtype)
+        subject = open_subject(
+            self.model,
+            self.adapter,
+            mesh=self.mesh,
+            dtype=self.dtype,
+            quantize=self.quantize,
+        )
         rows = {
             name: measure(subject, source, self.batch_size, self.sequence_length)
             for name, source in sources.items()

@@ -29,6 +29,8 @@ class Generate:
       seed: The same seed gives the same text.
       chat: The prompt is a user's message: apply the tokenizer's chat template.
       dtype: Of the computation: auto is float32 on CPUs and bfloat16 on accelerators.
+      quantize: Read the weights in 4 bits (nf4) or 8 (int8), as an adapter of --method qlora wants
+        them.
       json: Print one JSON object for each continuation, as lines; does not stream.
     """
 
@@ -46,6 +48,7 @@ class Generate:
     seed: int = 0
     chat: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantize: Literal["", "nf4", "int8"] = ""
     json: bool = False
 
     def run(self) -> None:
@@ -58,7 +61,9 @@ class Generate:
         if self.samples < 1:
             raise ConfigError(f"--samples {self.samples} must be at least 1")
         prompts = self.prompt or (sys.stdin.read(),)
-        model, variables, tokenizer = open_model(self.model, self.adapter, dtype=self.dtype)
+        model, variables, tokenizer = open_model(
+            self.model, self.adapter, dtype=self.dtype, quantize=self.quantize
+        )
         ids = [self._encode(tokenizer, prompt) for prompt in prompts]
         key = jax.random.key(self.seed)
         settings = {"rng": key, "tokenizer": tokenizer, **self._settings()}

@@ -64,7 +64,8 @@ class Finetune:
             print(f'next: fmjax generate --model {target} --prompt "…" --temperature 0.8')
             return True
         pair = f"--model {self.model} --adapter {target}"
-        print(f'next: fmjax generate {pair} --prompt "…" --temperature 0.8')
+        packed = f" --quantize {precision}" if (precision := self.adaptation.precision) else ""
+        print(f'next: fmjax generate {pair}{packed} --prompt "…" --temperature 0.8')
         if not self.adaptation.positions:
             print(f"      fmjax merge {pair} --out {self.out / 'model'}")
         return True

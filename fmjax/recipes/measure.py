@@ -37,15 +37,22 @@ class Subject:
 
 
 def open_subject(
-    model: str | Path, adapter: str | Path | None = None, *, mesh: str = "", dtype: str = "auto"
+    model: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    mesh: str = "",
+    dtype: str = "auto",
+    quantize: str = "",
 ) -> Subject:
-    """Loads a model directory, and an adapter onto it, for measuring.
+    """Loads a model directory, and an adapter onto it, for measuring; see `open_model`.
 
     Raises:
       FmjaxError: what cannot be read, does not fit or does not divide.
     """
     devices = parse_mesh(mesh)
-    module, variables, tokenizer = open_model(model, adapter, dtype=dtype, mesh=devices)
+    module, variables, tokenizer = open_model(
+        model, adapter, dtype=dtype, mesh=devices, quantize=quantize
+    )
     return subject(module, variables, tokenizer, devices)
 
 

@@ -108,14 +108,19 @@ def open_model(
     *,
     dtype: str = "auto",
     mesh: jax.sharding.Mesh | None = None,
+    quantize: str = "",
 ) -> tuple[nn.Module, dict[str, Any], Tokenizer]:
     """A model to use as it is: module, variables (with the adapter, if one is named), tokenizer.
+
+    `quantize` ("nf4", "int8") packs the weights of linear layers while they are read.
 
     Raises:
       FmjaxError: what cannot be read or does not fit.
     """
     tokenizer = resolve_directory(directory).tokenizer
-    model, params = from_pretrained(directory, dtype=compute_dtype(dtype), mesh=mesh)
+    model, params = from_pretrained(
+        directory, dtype=compute_dtype(dtype), mesh=mesh, quantize=quantize or None
+    )
     variables = {"params": params}
     if adapter is not None:
         variables["adapter"] = peft.load(adapter, model, params)[1]

@@ -248,3 +248,31 @@ def test_a_stopped_run_saves_and_goes_on(train_args, tmp_path):
     assert main(with_steps(arguments, last + 2)) == 0
     assert [r["step"] for r in log(run)] == list(range(1, last + 3))
     assert (run / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--method qlora --moments int8",
+        "--method dora",
+        "--method prefix --virtual-tokens 3 --projection",
+        "--method prompt --virtual-tokens 3 --prompt-text In",
+        "--method ptuning --virtual-tokens 3",
+        "--method ia3",
+    ],
+)
+def test_methods(flags, finetune_args, model_dir, text, tmp_path, capsys):
+    assert main([*finetune_args, *flags.split()]) == 0
+    next_line = capsys.readouterr().out.partition("next: fmjax ")[2].splitlines()[0]
+    words = [word for word in next_line.split() if not word.startswith('"')]
+    words = [word for word in words if word not in ("--temperature", "0.8")]
+    assert main([*words, "In the", "--max-new-tokens", "2"]) == 0
+    assert capsys.readouterr().out.startswith("In the")
+    adapted = f"{model_dir} --adapter {tmp_path / 'run' / 'adapter'}"
+    adapted += " --quantize nf4" if "qlora" in flags else ""
+    nats = []
+    for choice in (adapted, f"{model_dir}"):
+        command = f"eval --model {choice} --data {text} --sequence-length 16 --json"
+        assert main(command.split()) == 0
+        nats.append(json.loads(capsys.readouterr().out)[str(text)]["nats"])
+    assert nats[0] != nats[1]
