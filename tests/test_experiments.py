@@ -26,7 +26,7 @@ def test_both_run_smaller(tmp_path, monkeypatch):
     heads = ["num_attention_heads=4", "num_key_value_heads=4"]
     runs = {
         "pretrain_kjv": ["--override", *changes, *heads],
-        "lora_movie_reviews": ["--rank", "2"],
+        "adapt_movie_reviews": ["--method", "dora", "--rank", "2"],
     }
     for name, extra in runs.items():
         monkeypatch.setattr(sys, "argv", [str(by_name[name]), *small, *extra])
@@ -34,7 +34,7 @@ def test_both_run_smaller(tmp_path, monkeypatch):
             runpy.run_path(str(by_name[name]), run_name="__main__")
         assert stopped.value.code == 0
     assert (tmp_path / "runs/pretrain_kjv/model/model.safetensors").is_file()
-    assert (tmp_path / "runs/lora_movie_reviews/adapter/adapter_config.json").is_file()
+    assert (tmp_path / "runs/adapt_movie_reviews/dora/adapter/adapter_config.json").is_file()
 
 
 def test_bert_runs_smaller(tmp_path, monkeypatch):

@@ -68,6 +68,7 @@ def experiment(
     run: Callable[[Any], Any] = lambda options: options.run(),
     argv: Sequence[str] | None = None,
     scales: Mapping[str, Any] | None = None,
+    methods: Mapping[str, Any] | None = None,
 ) -> int:
     """Runs a file of `experiments/`: its settings, changed by the command line.
 
@@ -77,6 +78,7 @@ def experiment(
       run: what to do with the settings.
       argv: without the program's name; None reads `sys.argv`.
       scales: other defaults by name; `--scale NAME` starts from those.
+      methods: likewise for `--method NAME`.
 
     Returns:
       The exit code, as of `main`.
@@ -88,9 +90,12 @@ def experiment(
     arguments, debug = _arguments(argv)
     if scales:
         description += f"\n\n--scale NAME starts from other settings: {', '.join(scales)}."
+    if methods:
+        description += f"\n\n--method NAME starts from other settings: {', '.join(methods)}."
 
     def parse() -> Any:
-        chosen, rest = _scale(arguments, defaults, scales or {})
+        chosen, rest = _choose("scale", arguments, defaults, scales or {})
+        chosen, rest = _choose("method", rest, chosen, methods or {})
         return tyro.cli(
             type(chosen),
             args=rest,
@@ -102,20 +107,21 @@ def experiment(
     return execute(lambda: run(parse()), debug)
 
 
-def _scale(arguments: list[str], defaults: Any, scales: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """The defaults that `--scale` picks, and the command line without it."""
+def _choose(
+    flag: str, arguments: list[str], defaults: Any, choices: Mapping[str, Any]
+) -> tuple[Any, list[str]]:
+    """The defaults that a flag picks, and the command line without it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--scale", nargs="?", const="")
+    parser.add_argument(f"--{flag}", nargs="?", const="")
     given, rest = parser.parse_known_args(arguments)
-    if given.scale is None or not scales:
+    name = getattr(given, flag)
+    if name is None or not choices:
         return defaults, arguments
-    if given.scale not in scales:
+    if name not in choices:
         from fmjax.core.errors import ConfigError
 
-        raise ConfigError(
-            f"--scale {given.scale}: no such scale; choose one of {', '.join(scales)}"
-        )
-    return scales[given.scale], rest
+        raise ConfigError(f"--{flag} {name}: no such {flag}; choose one of {', '.join(choices)}")
+    return choices[name], rest
 
 
 def execute(run: Callable[[], Any], debug: bool = False) -> int:
