@@ -12,7 +12,7 @@ from fmjax.peft import lora, lora_config, lora_files
 from fmjax.peft.base import Base
 from fmjax.peft.config import LoRA
 
-Spec = LoRA  # grows into a union with the table below
+Spec = LoRA  # the union of the classes in the table below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Method:
       pack: adapter {path: host array} → {name in the file: array}.
       unpack: {name in the file: array} → adapter {path: host array}.
       to_peft: → contents of adapter_config.json.
-      from_peft: (those contents, base) → spec.
+      from_peft: (those contents, base) → spec of what the file holds, which is expanded.
+      expand: (spec, base, adapter["encoder"]) → the part of the adapter that it stands for; None
+        where everything that is trained is applied as it is.
     """
 
     check: Callable[[Any, Base], None]
@@ -43,6 +45,7 @@ class Method:
     unpack: Callable[[Any, Base, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     to_peft: Callable[[Any, Base], dict[str, Any]]
     from_peft: Callable[[Mapping[str, Any], Base], Any]
+    expand: Callable[[Any, Base, Any], dict[str, Any]] | None = None
 
 
 # peft_type of an adapter_config.json → (spec class, method).
