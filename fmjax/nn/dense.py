@@ -37,13 +37,16 @@ class Dense(nn.Module):
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         shape = (x.shape[-1], *features)
         kernel = param(self, "kernel", self._init, shape, self.axes, ex.param_dtype)
-        y = jax.lax.dot_general(
-            x.astype(ex.dtype),
-            kernel.astype(ex.dtype),
-            (((x.ndim - 1,), (0,)), ((), ())),
-            preferred_element_type=self.out_dtype or ex.dtype,
-        )
-        y = ports.low_rank(self, x, y)
+
+        def product(x: jax.Array) -> jax.Array:
+            return jax.lax.dot_general(
+                x.astype(ex.dtype),
+                kernel.astype(ex.dtype),
+                (((x.ndim - 1,), (0,)), ((), ())),
+                preferred_element_type=self.out_dtype or ex.dtype,
+            )
+
+        y = ports.low_rank(self, x, kernel, product)
         if self.use_bias:
             bias = param(
                 self, "bias", nn.initializers.zeros, features, self.axes[1:], ex.param_dtype
