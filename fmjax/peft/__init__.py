@@ -9,10 +9,12 @@ from fmjax.core.adapter import TRAINABLE
 from fmjax.peft.adapter import abstract, count, init
 from fmjax.peft.config import LoRA
 from fmjax.peft.files import load, save
+from fmjax.peft.ia3 import IA3
 from fmjax.peft.merge import merge, unmerge
 from fmjax.peft.tasks import head_modules
 
 __all__ = [
+    "IA3",
     "TRAINABLE",
     "LoRA",
     "abstract",

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from fmjax.core.errors import ConfigError
-from fmjax.peft import lora, lora_config, lora_files
+from fmjax.peft import ia3, ia3_files, lora, lora_config, lora_files
 from fmjax.peft.base import Base
 from fmjax.peft.config import LoRA
+from fmjax.peft.ia3 import IA3
 
-Spec = LoRA  # grows into a union with the table below
+Spec = LoRA | IA3  # grows into a union with the table below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,20 @@ METHODS: dict[str, tuple[type, Method]] = {
             unpack=lora_files.unpack,
             to_peft=lora_config.to_peft,
             from_peft=lora_config.from_peft,
+        ),
+    ),
+    "IA3": (
+        IA3,
+        Method(
+            check=ia3.check,
+            abstract=ia3.abstract,
+            init=ia3.init,
+            count=ia3.count,
+            shapes=ia3_files.shapes,
+            pack=ia3_files.pack,
+            unpack=ia3_files.unpack,
+            to_peft=ia3_files.to_peft,
+            from_peft=ia3_files.from_peft,
         ),
     ),
 }
