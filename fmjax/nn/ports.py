@@ -8,12 +8,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.core.adapter import COLLECTION
+from fmjax.core.adapter import COLLECTION, ENCODER
+from fmjax.core.errors import ConfigError
 from fmjax.nn.dropout import dropout
 
 
 def _get(module: nn.Module, name: str) -> jax.Array | None:
     return module.get_variable(COLLECTION, name) if module.has_variable(COLLECTION, name) else None
+
+
+def check_expanded(model: nn.Module) -> None:
+    """Refuses an adapter that is still to be computed; the entry of every model calls it.
+
+    Raises:
+      ConfigError: an adapter with an encoder.
+    """
+    if model.has_variable(COLLECTION, ENCODER):
+        raise ConfigError(
+            'the adapter holds an "encoder" that its prefix or prompt is computed from; apply '
+            "fmjax.peft.expand(spec, model, adapter), or train with fmjax.peft.applied(spec, model)"
+        )
 
 
 def low_rank(module: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ whole; the adapter itself is a pytree that goes in beside the parameters:
 from fmjax.core.adapter import TRAINABLE
 from fmjax.peft.adapter import abstract, count, init
 from fmjax.peft.config import LoRA
+from fmjax.peft.expand import applied, expand
 from fmjax.peft.files import load, save
 from fmjax.peft.ia3 import IA3
 from fmjax.peft.merge import merge, unmerge
@@ -18,7 +19,9 @@ __all__ = [
     "TRAINABLE",
     "LoRA",
     "abstract",
+    "applied",
     "count",
+    "expand",
     "head_modules",
     "init",
     "load",

@@ -13,7 +13,7 @@ from fmjax.peft.base import Base
 from fmjax.peft.config import LoRA
 from fmjax.peft.ia3 import IA3
 
-Spec = LoRA | IA3  # grows into a union with the table below
+Spec = LoRA | IA3  # the union of the classes in the table below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Method:
       pack: adapter {path: host array} → {name in the file: array}.
       unpack: {name in the file: array} → adapter {path: host array}.
       to_peft: → contents of adapter_config.json.
-      from_peft: (those contents, base) → spec.
+      from_peft: (those contents, base) → spec of what the file holds, which is expanded.
+      expand: (spec, base, adapter["encoder"]) → the part of the adapter that it stands for; None
+        where everything that is trained is applied as it is.
     """
 
     check: Callable[[Any, Base], None]
@@ -44,6 +46,7 @@ class Method:
     unpack: Callable[[Any, Base, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     to_peft: Callable[[Any, Base], dict[str, Any]]
     from_peft: Callable[[Mapping[str, Any], Base], Any]
+    expand: Callable[[Any, Base, Any], dict[str, Any]] | None = None
 
 
 # peft_type of an adapter_config.json → (spec class, method).
