@@ -10,10 +10,12 @@ from fmjax.peft.adapter import abstract, count, init
 from fmjax.peft.config import LoRA
 from fmjax.peft.expand import applied, expand
 from fmjax.peft.files import load, save
+from fmjax.peft.ia3 import IA3
 from fmjax.peft.merge import merge, unmerge
 from fmjax.peft.tasks import head_modules
 
 __all__ = [
+    "IA3",
     "TRAINABLE",
     "LoRA",
     "abstract",

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from fmjax.core.errors import ConfigError
-from fmjax.peft import lora, lora_config, lora_files
+from fmjax.peft import ia3, ia3_files, lora, lora_config, lora_files
 from fmjax.peft.base import Base
 from fmjax.peft.config import LoRA
+from fmjax.peft.ia3 import IA3
 
-Spec = LoRA  # the union of the classes in the table below
+Spec = LoRA | IA3  # the union of the classes in the table below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,20 @@ METHODS: dict[str, tuple[type, Method]] = {
             unpack=lora_files.unpack,
             to_peft=lora_config.to_peft,
             from_peft=lora_config.from_peft,
+        ),
+    ),
+    "IA3": (
+        IA3,
+        Method(
+            check=ia3.check,
+            abstract=ia3.abstract,
+            init=ia3.init,
+            count=ia3.count,
+            shapes=ia3_files.shapes,
+            pack=ia3_files.pack,
+            unpack=ia3_files.unpack,
+            to_peft=ia3_files.to_peft,
+            from_peft=ia3_files.from_peft,
         ),
     ),
 }
