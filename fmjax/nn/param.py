@@ -16,6 +16,7 @@ from fmjax.core import tree
 from fmjax.core.adapter import COLLECTION
 from fmjax.core.errors import ConfigError
 from fmjax.core.params import ParamSpec
+from fmjax.quant import Packed
 
 _record: ContextVar[dict[str, tuple[str | None, ...]] | None] = ContextVar("axes", default=None)
 
@@ -27,20 +28,50 @@ def param(
     shape: tuple[int, ...],
     axes: tuple[str | None, ...],
     dtype: Any,
-) -> jax.Array:
+    packed: bool = False,
+) -> jax.Array | Packed:
     """Declares (or reads) a parameter of `module` whose dimensions bear the names `axes`.
 
     A copy of it in the module's adapter, under the same name, is read in its place.
 
+    Args:
+      module: that owns the parameter.
+      name: in the module.
+      init: initialiser.
+      shape, axes, dtype: of the array.
+      packed: whether the caller can use a packed weight, and returns one where it stands.
+
     Raises:
-      ConfigError: a copy of another shape.
+      ConfigError: a copy or a packed weight of another shape, or a packed weight that cannot be
+        used here.
     """
     record = _record.get()
     if record is not None:
         record["/".join((*module.path, name))] = axes
     if module.has_variable(COLLECTION, name):
         return _copy(module, name, shape)
+    if module.has_variable("params", name):
+        held = module.get_variable("params", name)
+        if isinstance(held, Packed):
+            return _packed(module, name, held, shape, packed)
     return module.param(name, init, shape, dtype)
+
+
+def _packed(
+    module: nn.Module, name: str, held: Packed, shape: tuple[int, ...], usable: bool
+) -> Packed:
+    path = "/".join((*module.path, name))
+    if not usable:
+        raise ConfigError(
+            f"{path!r} is packed in {held.name}, which only the kernels of linear layers can be; "
+            "dequantize it"
+        )
+    if held.shape != shape:
+        raise ConfigError(
+            f"{path!r} is packed from shape {held.shape} where the model has {shape}; use the "
+            "config that it was made for"
+        )
+    return held
 
 
 def _copy(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:

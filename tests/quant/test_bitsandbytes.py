@@ -11,7 +11,7 @@ from fmjax.quant.codebook import DYNAMIC, NF4_BOUNDS, encode_dynamic
 from fmjax.quant.double import ordered_sum
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("torch._dynamo")
+dynamo = pytest.importorskip("torch._dynamo.config")
 bnb = pytest.importorskip("bitsandbytes.functional")
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -23,7 +23,7 @@ SHAPES = ((64, 3), (128, 300), (96, 10), (100, 7), (33, 5), (7, 3), (128, 3, 32)
 def plain_torch(monkeypatch):
     # bitsandbytes takes the mean of the scales with torch, in an order that follows the threads.
     threads = torch.get_num_threads()
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)  # Else it compiles odd shapes.
+    monkeypatch.setattr(dynamo, "disable", True)  # Else it compiles odd shapes.
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
