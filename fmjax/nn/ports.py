@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.core.adapter import COLLECTION
+from fmjax.nn import bank_port
 from fmjax.nn.dropout import dropout
 
 
@@ -28,6 +29,8 @@ def low_rank(module: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
     a = _get(module, "lora_a")
     if a is None:
         return y
+    if bank_port.rows(module) is not None:
+        return bank_port.low_rank(module, x, y)
     b, scale = _get(module, "lora_b"), _get(module, "lora_scale")
     rate = _get(module, "lora_dropout")
     if rate is not None:
@@ -41,6 +44,8 @@ def low_rank_embedding(module: nn.Module, ids: jax.Array, y: jax.Array) -> jax.A
     a = _get(module, "lora_a")
     if a is None:
         return y
+    if bank_port.rows(module) is not None:
+        return bank_port.low_rank_embedding(module, ids, y)
     b, scale = _get(module, "lora_b"), _get(module, "lora_scale")
     low = jnp.take(a, ids, axis=0).astype(y.dtype) * scale.astype(y.dtype)
     return y + jnp.tensordot(low, b.astype(y.dtype), 1)
