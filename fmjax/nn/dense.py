@@ -39,13 +39,16 @@ class Dense(nn.Module):
         kernel = param(self, "kernel", self._init, shape, self.axes, ex.param_dtype, between=0)
         # One kernel for each row of the batch, in a bank of adapters with copies of it.
         by_row = ((0,), (0,)) if kernel.ndim > len(shape) else ((), ())
-        y = jax.lax.dot_general(
-            x.astype(ex.dtype),
-            kernel.astype(ex.dtype),
-            (((x.ndim - 1,), (kernel.ndim - len(shape),)), by_row),
-            preferred_element_type=self.out_dtype or ex.dtype,
-        )
-        y = ports.low_rank(self, x, y)
+
+        def product(x: jax.Array) -> jax.Array:
+            return jax.lax.dot_general(
+                x.astype(ex.dtype),
+                kernel.astype(ex.dtype),
+                (((x.ndim - 1,), (len(by_row[0]),)), by_row),
+                preferred_element_type=self.out_dtype or ex.dtype,
+            )
+
+        y = ports.low_rank(self, x, kernel, product)
         if self.use_bias:
             bias = param(
                 self,

@@ -44,10 +44,11 @@ def param(
     if record is not None:
         record["/".join((*module.path, name))] = axes
     if module.has_variable(COLLECTION, name):
-        if bank_port.rows(module) is None:
+        bank = bank_port.of(module, name)
+        if bank is None:
             return _copy(module, name, shape)
         original = module.param(name, init, shape, dtype)
-        return bank_port.copy(module, name, original, between)
+        return bank_port.copy(module, name, bank, original, between)
     return module.param(name, init, shape, dtype)
 
 

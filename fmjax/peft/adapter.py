@@ -84,7 +84,7 @@ def shardings(
     if mesh is not None:
         return param_shardings(specs, mesh, rules or DEFAULT_RULES)
     flat = tree.flatten(params or {})
-    matrices = {w.path: w for w in base.weights}
+    matrices = {w.path: w for w in base.adaptable}
     own = {w.target.path: w for w in base.params}
     # A copy lies like its original, a factor like the matrix of its module.
     models = {

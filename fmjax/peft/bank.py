@@ -19,12 +19,12 @@ from fmjax.core.adapter import PRESENT
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.peft.base import Base
 
-# Axis of the rank, from the end of A and from the start of one layer's B.
+# Zero, they say "none" by themselves; all other leaves go with what of them is present.
 _LOW_RANK = ("lora_a", "lora_b", "lora_scale", "lora_dropout")
-# What is read elementwise, beside copies of parameters.
+_BESIDE = ("lora_bias", "magnitude")
 _VECTORS = ("ia3_in", "ia3_out")
-# Leaves of other methods, whose shapes or formulas do not differ by row.
-_ALONE = ("magnitude", "prefix_key", "prefix_value", "prompt")
+# Leaves of methods that change shapes (how many keys there are, where tokens stand).
+_ALONE = ("prefix_key", "prefix_value", "prompt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,9 @@ class _Leaf:
 def bank(adapters: Sequence[tree.Tree | None], model: nn.Module | None = None) -> dict[str, Any]:
     """Puts adapters of the same model into one pytree: the first becomes number 1.
 
-    Low-rank adapters (their ranks, scales, dropout rates and layers may differ), IA3's vectors,
-    and whole copies of biases, norms and linear layers (`modules_to_save`) can stand in a bank.
+    Low-rank adapters with or without DoRA (their ranks, scales, dropout rates and layers may
+    differ), IA3's vectors, and whole copies of biases, norms and linear layers (`modules_to_save`)
+    can stand in a bank.
 
     Args:
       adapters: "adapter" collections; None keeps a place free for `insert`.
@@ -208,7 +209,7 @@ def _lead(path: str, flat: Mapping[str, Any], leads: Mapping[str, int]) -> int:
             f"the adapter's {path!r} cannot differ by row, so it cannot stand in a bank; use that "
             "adapter by itself"
         )
-    if name in _LOW_RANK:
+    if name in (*_LOW_RANK, *_BESIDE):
         return _low_rank_lead(module, flat)
     lead = leads.get(f"{module}/kernel" if name in _VECTORS else path)
     if lead is None:

@@ -307,7 +307,7 @@ def refused(said, function, *args, error=ConfigError, **kwargs):
 def test_what_a_bank_refuses(llama, bert, adapters):
     bank = peft.bank(adapters)
     refused("at least one adapter", peft.bank, [None])
-    for name in ("prefix_key", "prompt", "magnitude"):
+    for name in ("prefix_key", "prompt"):
         other = {"embed_tokens": {name: jnp.ones((2, 3))}}
         refused(f"{name}' cannot differ by row", peft.bank, [other])
     refused("'encoder/a' cannot differ", peft.bank, [{"encoder": {"a": jnp.ones(2)}}])
