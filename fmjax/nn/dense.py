@@ -36,20 +36,28 @@ class Dense(nn.Module):
         ex = self.execution
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         shape = (x.shape[-1], *features)
-        kernel = param(self, "kernel", self._init, shape, self.axes, ex.param_dtype)
+        kernel = param(self, "kernel", self._init, shape, self.axes, ex.param_dtype, between=0)
+        # One kernel for each row of the batch, in a bank of adapters with copies of it.
+        by_row = ((0,), (0,)) if kernel.ndim > len(shape) else ((), ())
 
         def product(x: jax.Array) -> jax.Array:
             return jax.lax.dot_general(
                 x.astype(ex.dtype),
                 kernel.astype(ex.dtype),
-                (((x.ndim - 1,), (0,)), ((), ())),
+                (((x.ndim - 1,), (len(by_row[0]),)), by_row),
                 preferred_element_type=self.out_dtype or ex.dtype,
             )
 
         y = ports.low_rank(self, x, kernel, product)
         if self.use_bias:
             bias = param(
-                self, "bias", nn.initializers.zeros, features, self.axes[1:], ex.param_dtype
+                self,
+                "bias",
+                nn.initializers.zeros,
+                features,
+                self.axes[1:],
+                ex.param_dtype,
+                between=x.ndim - 2,
             )
             y = y + bias.astype(y.dtype)
         return y

@@ -16,6 +16,7 @@ from fmjax.core import tree
 from fmjax.core.adapter import COLLECTION
 from fmjax.core.errors import ConfigError
 from fmjax.core.params import ParamSpec
+from fmjax.nn import bank_port
 
 _record: ContextVar[dict[str, tuple[str | None, ...]] | None] = ContextVar("axes", default=None)
 
@@ -27,19 +28,27 @@ def param(
     shape: tuple[int, ...],
     axes: tuple[str | None, ...],
     dtype: Any,
+    *,
+    between: int | None = None,
 ) -> jax.Array:
     """Declares (or reads) a parameter of `module` whose dimensions bear the names `axes`.
 
-    A copy of it in the module's adapter, under the same name, is read in its place.
+    A copy of it in the module's adapter, under the same name, is read in its place. In a bank of
+    adapters each row of the batch has its own, and the result has the leading axes [B, 1 × between]
+    then; None says that the module cannot use that.
 
     Raises:
-      ConfigError: a copy of another shape.
+      ConfigError: a copy of another shape, or one for each row where `between` is None.
     """
     record = _record.get()
     if record is not None:
         record["/".join((*module.path, name))] = axes
     if module.has_variable(COLLECTION, name):
-        return _copy(module, name, shape)
+        bank = bank_port.of(module, name)
+        if bank is None:
+            return _copy(module, name, shape)
+        original = module.param(name, init, shape, dtype)
+        return bank_port.copy(module, name, bank, original, between)
     return module.param(name, init, shape, dtype)
 
 
