@@ -13,11 +13,15 @@ import jax.numpy as jnp
 
 from fmjax.core.adapter import COLLECTION, ENCODER
 from fmjax.core.errors import ConfigError
+from fmjax.nn import bank_port
 from fmjax.nn.dropout import dropout
 from fmjax.nn.low_rank import dora_factor
 
 Leaves = Mapping[str, jax.Array]
-_NAMES = ("lora_a", "lora_b", "lora_scale", "lora_dropout", "lora_bias", "magnitude")
+_NAMES = (
+    *("lora_a", "lora_b", "lora_scale", "lora_dropout", "lora_bias", "magnitude"),
+    *bank_port.NAMES,
+)
 
 
 def leaves(module: nn.Module, below: str | None = None) -> Leaves | None:
@@ -68,8 +72,10 @@ def low_rank(
       product: x → x W [..., *out].
       below: where in the module's adapter the leaves lie, if not at the top.
     """
-    y = product(x)
     own = leaves(module, below)
+    if own is not None and "rows" in own:
+        return bank_port.low_rank(module, x, kernel, product, own)
+    y = product(x)
     if own is None:
         return y
     a, b, scale = own["lora_a"], own["lora_b"], own["lora_scale"]
@@ -97,6 +103,8 @@ def low_rank_embedding(
     own = leaves(module)
     if own is None:
         return y
+    if "rows" in own:
+        return bank_port.low_rank_embedding(module, ids, y, table, own)
     a, b, scale = own["lora_a"], own["lora_b"], own["lora_scale"]
     low = jnp.take(a, ids, axis=0).astype(y.dtype) * scale.astype(y.dtype)
     y = y + jnp.tensordot(low, b.astype(y.dtype), 1)

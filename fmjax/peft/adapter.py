@@ -85,7 +85,7 @@ def shardings(
     if mesh is not None:
         return param_shardings(specs, mesh, rules or DEFAULT_RULES)
     flat = tree.flatten(params or {})
-    matrices = {w.path: w for w in base.weights}
+    matrices = {w.path: w for w in base.adaptable}
     own = {w.target.path: w for w in base.params}
     placed = [getattr(x, "sharding", None) for x in flat.values()]
     meshes = {sharding.mesh for sharding in placed if isinstance(sharding, NamedSharding)}
