@@ -11,11 +11,13 @@ from fmjax.peft.config import LoRA
 from fmjax.peft.expand import applied, expand
 from fmjax.peft.files import load, save
 from fmjax.peft.merge import merge, unmerge
+from fmjax.peft.prefix import Prefix
 from fmjax.peft.tasks import head_modules
 
 __all__ = [
     "TRAINABLE",
     "LoRA",
+    "Prefix",
     "abstract",
     "applied",
     "count",

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from fmjax.core.errors import ConfigError
-from fmjax.peft import lora, lora_config, lora_files
-from fmjax.peft.base import Base
+from fmjax.peft import lora, lora_config, lora_files, prefix, prefix_files
+from fmjax.peft.base import PREFIX, Base
 from fmjax.peft.config import LoRA
+from fmjax.peft.prefix import Prefix
 
-Spec = LoRA  # the union of the classes in the table below
+Spec = LoRA | Prefix  # the union of the classes in the table below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Method:
       from_peft: (those contents, base) → spec of what the file holds, which is expanded.
       expand: (spec, base, adapter["encoder"]) → the part of the adapter that it stands for; None
         where everything that is trained is applied as it is.
+      root: what stands before the names of modules that are trained whole, in the file.
     """
 
     check: Callable[[Any, Base], None]
@@ -46,6 +48,7 @@ class Method:
     to_peft: Callable[[Any, Base], dict[str, Any]]
     from_peft: Callable[[Mapping[str, Any], Base], Any]
     expand: Callable[[Any, Base, Any], dict[str, Any]] | None = None
+    root: str = PREFIX
 
 
 # peft_type of an adapter_config.json → (spec class, method).
@@ -62,6 +65,22 @@ METHODS: dict[str, tuple[type, Method]] = {
             unpack=lora_files.unpack,
             to_peft=lora_config.to_peft,
             from_peft=lora_config.from_peft,
+        ),
+    ),
+    "PREFIX_TUNING": (
+        Prefix,
+        Method(
+            check=prefix.check,
+            abstract=prefix.abstract,
+            init=prefix.init,
+            count=prefix.count,
+            shapes=prefix_files.shapes,
+            pack=prefix_files.pack,
+            unpack=prefix_files.unpack,
+            to_peft=prefix_files.to_peft,
+            from_peft=prefix_files.from_peft,
+            expand=prefix.expand,
+            root=prefix_files.ROOT,
         ),
     ),
 }
