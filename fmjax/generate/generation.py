@@ -13,6 +13,7 @@ from fmjax.generate import decoding
 from fmjax.generate.prompts import Prompts, bucket, left_pad, token_rows
 from fmjax.generate.sampling import GREEDY, Sampling
 from fmjax.generate.text import Decoder, TextStream
+from fmjax.nn import prefix_port
 
 TokenIds = int | Sequence[int] | None
 # Steps on the device between two looks at the text, when stop strings make the host look.
@@ -239,11 +240,12 @@ def _prepare(
             f"sampling at temperature={sampling.temperature} needs rng=jax.random.key(seed)"
         )
     longest = max(map(len, rows))
-    positions = config.position_limit
-    if positions is not None and longest + max_new_tokens > positions:
+    positions, prefix = config.position_limit, prefix_port.length(variables.get("adapter", {}))
+    if positions is not None and prefix + longest + max_new_tokens > positions:
+        before = f"a prefix of {prefix}, " if prefix else ""
         raise ConfigError(
-            f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the model's "
-            f"{positions} positions; shorten one of them"
+            f"{before}a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the "
+            f"model's {positions} positions; shorten one of them"
         )
     eos = _ids(config.eos_token_id if eos_token_id is None else eos_token_id, "eos_token_id")
     if pad_token_id is None:

@@ -23,6 +23,8 @@ class Mask:
       valid: bool [B, ≥ S], which key slots hold a token (padding and empty cache slots do not).
       segments: (i32 [B, T], i32 [B, S]) segment ids of queries and keys; only equal ones meet.
       prefix: i32 [B], the number of leading slots that every query sees (prefix LM).
+      virtual: P, keys of no token that come before slot 0. Queries of all segments see them, as
+        far as the window reaches: for every text as if they stood right before its first token.
     """
 
     causal: bool = flax.struct.field(pytree_node=False, default=True)
@@ -31,33 +33,56 @@ class Mask:
     valid: jax.Array | None = None
     segments: tuple[jax.Array, jax.Array] | None = None
     prefix: jax.Array | None = None
+    virtual: int = flax.struct.field(pytree_node=False, default=0)
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
         """Spells the mask out.
 
         Args:
           queries: T, the number of query slots.
-          keys: S, the number of key slots.
+          keys: S, the number of keys: of `virtual` ones, and the slots.
 
         Returns:
           bool, broadcastable to [B, 1, T, S], True where the query sees the key. None
           where every query sees every key.
         """
         q_T1 = (jnp.arange(queries) + self.offset)[:, None]
-        k_1S = jnp.arange(keys)[None, :]
+        k_1S = jnp.arange(keys)[None, :] - self.virtual
         allowed: jax.Array | None = None
         if self.causal:
             allowed = (k_1S <= q_T1)[None]
         if self.window is not None:
-            allowed = _and(allowed, (q_T1 - k_1S < self.window)[None])
+            near = (q_T1 - k_1S < self.window)[None]
+            if self.virtual:
+                before_BT = self._tokens_before(queries)
+                near_virtual = before_BT[:, :, None] - k_1S[None] < self.window
+                near = jnp.where(k_1S[None] < 0, near_virtual, near)
+            allowed = _and(allowed, near)
         if self.prefix is not None and allowed is not None:
             allowed = allowed | (k_1S[None] < self.prefix[:, None, None])
         if self.valid is not None:
-            allowed = _and(allowed, self.valid[:, None, :keys])
+            allowed = _and(allowed, self._seen(self.valid[:, None, : keys - self.virtual]))
         if self.segments is not None:
             q_BT, k_BS = self.segments
-            allowed = _and(allowed, q_BT[:, :, None] == k_BS[:, None, :])
+            allowed = _and(allowed, self._seen(q_BT[:, :, None] == k_BS[:, None, :]))
         return None if allowed is None else allowed[:, None]
+
+    def _seen(self, slots: jax.Array) -> jax.Array:
+        """Adds the virtual keys, allowed, before the slots on the last axis."""
+        return jnp.pad(slots, ((0, 0), (0, 0), (self.virtual, 0)), constant_values=True)
+
+    def _tokens_before(self, queries: int) -> jax.Array:
+        """i32 [B or 1, T]: how many tokens of its own text stand before each query."""
+        if self.valid is None and self.segments is None:
+            return (jnp.arange(queries) + self.offset)[None]
+        token = (self.segments[0] > 0) if self.valid is None else self.valid
+        token = token.astype(jnp.int32)
+        before = jnp.cumsum(token, 1) - token
+        if self.segments is not None:
+            segments = self.segments[0]
+            starts = (segments != jnp.roll(segments, 1, 1)).at[:, 0].set(True)
+            before = before - jax.lax.cummax(jnp.where(starts, before, 0), 1)
+        return jax.lax.dynamic_slice_in_dim(before, self.offset, queries, 1)
 
 
 def _and(a: jax.Array | None, b: jax.Array) -> jax.Array:

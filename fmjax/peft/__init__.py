@@ -13,6 +13,7 @@ from fmjax.peft.expand import applied, expand
 from fmjax.peft.files import load, save
 from fmjax.peft.ia3 import IA3
 from fmjax.peft.merge import merge, unmerge
+from fmjax.peft.prefix import Prefix
 from fmjax.peft.routed import Routed
 from fmjax.peft.tasks import head_modules
 
@@ -21,6 +22,7 @@ __all__ = [
     "TRAINABLE",
     "LoRA",
     "Routed",
+    "Prefix",
     "abstract",
     "applied",
     "bank",
