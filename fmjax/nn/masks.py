@@ -23,6 +23,8 @@ class Mask:
       valid: bool [B, ≥ S], which key slots hold a token (padding and empty cache slots do not).
       segments: (i32 [B, T], i32 [B, S]) segment ids of queries and keys; only equal ones meet.
       prefix: i32 [B], the number of leading slots that every query sees (prefix LM).
+      shared: the number of leading slots that belong to all segments (virtual tokens): each text
+        sees them, as far as the window reaches, as if they stood right before its first token.
     """
 
     causal: bool = flax.struct.field(pytree_node=False, default=True)
@@ -31,6 +33,7 @@ class Mask:
     valid: jax.Array | None = None
     segments: tuple[jax.Array, jax.Array] | None = None
     prefix: jax.Array | None = None
+    shared: int = flax.struct.field(pytree_node=False, default=0)
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
         """Spells the mask out.
@@ -49,15 +52,34 @@ class Mask:
         if self.causal:
             allowed = (k_1S <= q_T1)[None]
         if self.window is not None:
-            allowed = _and(allowed, (q_T1 - k_1S < self.window)[None])
+            near = (q_T1 - k_1S < self.window)[None]
+            if self.shared:
+                steps = jnp.where(q_T1 < self.shared, q_T1, self.shared + self._before(queries))
+                shared = steps - k_1S < self.window
+                near = jnp.where(k_1S < self.shared, shared, near)
+            allowed = _and(allowed, near)
         if self.prefix is not None and allowed is not None:
             allowed = allowed | (k_1S[None] < self.prefix[:, None, None])
         if self.valid is not None:
             allowed = _and(allowed, self.valid[:, None, :keys])
         if self.segments is not None:
             q_BT, k_BS = self.segments
-            allowed = _and(allowed, q_BT[:, :, None] == k_BS[:, None, :])
+            own = q_BT[:, :, None] == k_BS[:, None, :]
+            allowed = _and(allowed, own | (k_1S < self.shared) if self.shared else own)
         return None if allowed is None else allowed[:, None]
+
+    def _before(self, queries: int) -> jax.Array:
+        """i32 [B or 1, T, 1]: how many tokens of its own text stand before each query."""
+        if self.valid is None and self.segments is None:
+            return (jnp.arange(queries) + self.offset - self.shared)[None, :, None]
+        token = self.segments[0] > 0 if self.valid is None else self.valid
+        token = (token & (jnp.arange(token.shape[1]) >= self.shared)).astype(jnp.int32)
+        before = jnp.cumsum(token, 1) - token
+        if self.segments is not None:
+            segments = self.segments[0]
+            starts = (segments != jnp.roll(segments, 1, 1)).at[:, 0].set(True)
+            before = before - jax.lax.cummax(jnp.where(starts, before, 0), 1)
+        return jax.lax.dynamic_slice_in_dim(before, self.offset, queries, 1)[..., None]
 
 
 def _and(a: jax.Array | None, b: jax.Array) -> jax.Array:
