@@ -246,8 +246,8 @@ def _prepare(
     if positions is not None and virtual + longest + max_new_tokens > positions:
         adapters = f"the adapter's {virtual} virtual tokens, " if virtual else ""
         raise ConfigError(
-            f"{adapters}a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the "
-            f"model's {positions} positions; shorten one of them"
+            f"{adapters}a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed "
+            f"the model's {positions} positions; shorten one of them"
         )
     eos = _ids(config.eos_token_id if eos_token_id is None else eos_token_id, "eos_token_id")
     if pad_token_id is None:

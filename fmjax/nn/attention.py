@@ -1,7 +1,8 @@
 """Scaled dot-product attention with grouped keys, and the key–value cache.
 
 Shapes: B batch, H query heads, G key–value heads (H a multiple of G), T queries, S keys, K head
-size. Heads come before time, the layout of attention kernels and of the cache.
+size. Heads come before time, the layout of attention kernels and of the cache. An adapter may put
+P virtual keys before the first slot (`fmjax.nn.prefix_port`): S counts them too.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from fmjax.core.errors import ConfigError
 from fmjax.core.logical import constrain
+from fmjax.nn import prefix_port
 from fmjax.nn.dropout import dropout
 from fmjax.nn.masks import Mask
 
@@ -76,7 +78,7 @@ def attention(
       k_BSGK: keys of the same T slots (S = T), one head for every H / G query heads.
       v_BSGK: values.
       mask: which query sees which key, over all slots.
-      bias: f32 [B or 1, H, T or 1, ≥ S], added to the scaled scores (ALiBi).
+      bias: f32 [B or 1, H, T or 1, ≥ S], added to the scaled scores (ALiBi); virtual keys first.
       scale: of the scores; default 1 / √K.
       softcap: bound c of the scores, s → c · tanh(s / c) before masking; None leaves them.
       dropout_rate: of the probabilities, active when a "dropout" key is given.
@@ -87,13 +89,14 @@ def attention(
       [B, T, H · K].
 
     Raises:
-      ConfigError: an unknown implementation.
+      ConfigError: an unknown implementation, or a prefix that does not fit.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(
             f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
         )
     B, T, H, K = q_BTHK.shape
+    prefix_port.note(module, prefix_port.Site(H, k_BSGK.shape[2], K))
     # A single key–value head serves all query heads and is whole on every device.
     kv_heads = "act_kv_heads" if k_BSGK.shape[2] > 1 else None
     q, k, v = (
@@ -104,8 +107,15 @@ def attention(
             (v_BSGK, kv_heads),
         )
     )
+    prefix = prefix_port.read(module, k, H)
+    if prefix is not None:
+        mask = mask.replace(virtual=prefix[0].shape[1])
+        if prefix[0].shape[0] != k.shape[1]:
+            k, v = (jnp.repeat(x, H // x.shape[1], axis=1) for x in (k, v))
     if cache_index is not None:
-        k, v = update_cache(module, k, v, cache_index, mask)
+        k, v = update_cache(module, k, v, cache_index, mask, prefix)
+    elif prefix is not None:
+        k, v = (prefix_port.join(p, x) for p, x in zip(prefix, (k, v), strict=True))
     out_BHTK = IMPLEMENTATIONS[implementation](
         q,
         k,
@@ -121,29 +131,43 @@ def attention(
 
 
 def update_cache(
-    module: nn.Module, k_BGTK: jax.Array, v_BGTK: jax.Array, index: int | jax.Array, mask: Mask
+    module: nn.Module,
+    k_BGTK: jax.Array,
+    v_BGTK: jax.Array,
+    index: int | jax.Array,
+    mask: Mask,
+    prefix: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Writes T new keys and values at slot `index` of the "cache" collection [B, G, S, K].
 
     A cache from `squeeze_cache` keeps its shape.
 
-    S comes from `mask.valid`. A first call with the Python integer 0 is a prefill: the new keys
-    are all that is visible, so they are returned as they are and attention costs T × T instead of
+    The number of slots comes from `mask.valid`. A prefix, two [G, P, K], is put before them when
+    the cache is made, so that it takes no work later. A first call with the Python integer 0 is a
+    prefill: prefix and new keys are all that is visible, so attention costs T × (P + T) instead of
     T × S.
 
     Returns:
-      Keys and values to attend to: all S slots, or the T new ones of a prefill.
+      Keys and values to attend to: all S = P + slots, or those of a prefill.
     """
     B, G, T, K = k_BGTK.shape
-    S = mask.valid.shape[1]
+    P, S = mask.virtual, mask.virtual + mask.valid.shape[1]
     prefill = isinstance(index, int) and index == 0
     visible = []
-    for name, new in (("key", k_BGTK), ("value", v_BGTK)):
-        slot = module.variable("cache", name, jnp.zeros, (B, G, S, K), new.dtype)
+    for i, (name, new) in enumerate((("key", k_BGTK), ("value", v_BGTK))):
+
+        def empty(i: int = i, new: jax.Array = new) -> jax.Array:
+            zeros = jnp.zeros((B, G, S - P, K), new.dtype)
+            return zeros if prefix is None else prefix_port.join(prefix[i], zeros)
+
+        slot = module.variable("cache", name, empty)
         *rows, _, _ = slot.value.shape
-        start = (0,) * len(rows) + (index, 0)
+        start = (0,) * len(rows) + (P + index, 0)
         slot.value = jax.lax.dynamic_update_slice(slot.value, new.reshape(*rows, T, K), start)
-        visible.append(new if prefill else slot.value.reshape(B, G, S, K))
+        if prefill:
+            visible.append(new if prefix is None else prefix_port.join(prefix[i], new))
+        else:
+            visible.append(slot.value.reshape(B, G, S, K))
     return visible[0], visible[1]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.core.execution import Execution
-from fmjax.nn import prompt_port
+from fmjax.nn import prefix_port, prompt_port
 from fmjax.nn.decoder_heads import Decoded, Output, put_head
 from fmjax.nn.masks import Mask
 from fmjax.nn.ports import check_expanded
@@ -132,7 +132,8 @@ class DecoderModel(nn.Module):
         Args:
           input_ids: i32 [B, T].
           attention_mask: [B, S], 1 where a slot holds a token. S = T without a cache.
-          position_ids: i32 [B, T]; default 0 … T−1 (as in transformers: not from the mask).
+          position_ids: i32 [B, T]; default 0 … T−1 (as in transformers: not from the mask). An
+            adapter's prefix comes before position 0.
           segment_ids: i32 [B, T], documents packed into a row (0 is padding).
           cache_index: the slot of the first token in the cache; None runs without one.
           output_hidden_states: return every layer's output too.
@@ -145,12 +146,15 @@ class DecoderModel(nn.Module):
 
         Raises:
           DataError: inputs that do not fit together.
-          ConfigError: logits_to_keep for another head than the language model's.
+          ConfigError: logits_to_keep for another head than the language model's, or an adapter
+            that does not fit.
         """
         check_expanded(self)
         positions, ctx = decoder_context(
             input_ids, attention_mask, position_ids, segment_ids, cache_index
         )
+        if P := prefix_port.offset(self, input_ids.shape[1], position_ids):
+            positions, ctx = positions + P, ctx.replace(mask=ctx.mask.replace(virtual=P))
         ids, mask = input_ids, ctx.mask
         if P := prompt_port.of(self, input_ids.shape[1], position_ids):
             ids, positions, ctx = self._after_prompt(P, input_ids, positions, ctx)

@@ -23,6 +23,8 @@ class Mask:
       valid: bool [B, ≥ S], which key slots hold a token (padding and empty cache slots do not).
       segments: (i32 [B, T], i32 [B, S]) segment ids of queries and keys; only equal ones meet.
       prefix: i32 [B], the number of leading slots that every query sees (prefix LM).
+      virtual: P, keys of no token that come before slot 0. Queries of all segments see them, as
+        far as the window reaches: for every text as if they stood right before its first token.
       shared: the number of leading slots that belong to all segments (virtual tokens): each text
         sees them, as far as the window reaches, as if they stood right before its first token.
     """
@@ -33,6 +35,7 @@ class Mask:
     valid: jax.Array | None = None
     segments: tuple[jax.Array, jax.Array] | None = None
     prefix: jax.Array | None = None
+    virtual: int = flax.struct.field(pytree_node=False, default=0)
     shared: int = flax.struct.field(pytree_node=False, default=0)
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
@@ -40,46 +43,50 @@ class Mask:
 
         Args:
           queries: T, the number of query slots.
-          keys: S, the number of key slots.
+          keys: S, the number of keys: of `virtual` ones, and the slots.
 
         Returns:
           bool, broadcastable to [B, 1, T, S], True where the query sees the key. None
           where every query sees every key.
         """
         q_T1 = (jnp.arange(queries) + self.offset)[:, None]
-        k_1S = jnp.arange(keys)[None, :]
+        k_1S = jnp.arange(keys)[None, :] - self.virtual
         allowed: jax.Array | None = None
         if self.causal:
             allowed = (k_1S <= q_T1)[None]
         if self.window is not None:
             near = (q_T1 - k_1S < self.window)[None]
-            if self.shared:
-                steps = jnp.where(q_T1 < self.shared, q_T1, self.shared + self._before(queries))
-                shared = steps - k_1S < self.window
-                near = jnp.where(k_1S < self.shared, shared, near)
+            if self.virtual or self.shared:
+                begin = self.shared + self._tokens_before(queries)[:, :, None]
+                near_virtual = jnp.where(q_T1 < self.shared, q_T1, begin) - k_1S < self.window
+                near = jnp.where(k_1S < self.shared, near_virtual, near)
             allowed = _and(allowed, near)
         if self.prefix is not None and allowed is not None:
             allowed = allowed | (k_1S[None] < self.prefix[:, None, None])
         if self.valid is not None:
-            allowed = _and(allowed, self.valid[:, None, :keys])
+            allowed = _and(allowed, self._seen(self.valid[:, None, : keys - self.virtual]))
         if self.segments is not None:
             q_BT, k_BS = self.segments
-            own = q_BT[:, :, None] == k_BS[:, None, :]
+            own = self._seen(q_BT[:, :, None] == k_BS[:, None, :])
             allowed = _and(allowed, own | (k_1S < self.shared) if self.shared else own)
         return None if allowed is None else allowed[:, None]
 
-    def _before(self, queries: int) -> jax.Array:
-        """i32 [B or 1, T, 1]: how many tokens of its own text stand before each query."""
+    def _seen(self, slots: jax.Array) -> jax.Array:
+        """Adds the virtual keys, allowed, before the slots on the last axis."""
+        return jnp.pad(slots, ((0, 0), (0, 0), (self.virtual, 0)), constant_values=True)
+
+    def _tokens_before(self, queries: int) -> jax.Array:
+        """i32 [B or 1, T]: how many tokens of its own text stand before each query."""
         if self.valid is None and self.segments is None:
-            return (jnp.arange(queries) + self.offset - self.shared)[None, :, None]
-        token = self.segments[0] > 0 if self.valid is None else self.valid
+            return (jnp.arange(queries) + self.offset - self.shared)[None]
+        token = (self.segments[0] > 0) if self.valid is None else self.valid
         token = (token & (jnp.arange(token.shape[1]) >= self.shared)).astype(jnp.int32)
         before = jnp.cumsum(token, 1) - token
         if self.segments is not None:
             segments = self.segments[0]
             starts = (segments != jnp.roll(segments, 1, 1)).at[:, 0].set(True)
             before = before - jax.lax.cummax(jnp.where(starts, before, 0), 1)
-        return jax.lax.dynamic_slice_in_dim(before, self.offset, queries, 1)[..., None]
+        return jax.lax.dynamic_slice_in_dim(before, self.offset, queries, 1)
 
 
 def _and(a: jax.Array | None, b: jax.Array) -> jax.Array:

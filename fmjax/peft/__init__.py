@@ -12,12 +12,18 @@ from fmjax.peft.expand import applied, expand
 from fmjax.peft.files import load, save
 from fmjax.peft.ia3 import IA3
 from fmjax.peft.merge import merge, unmerge
+from fmjax.peft.prefix import Prefix
+from fmjax.peft.prompt import Prompt
+from fmjax.peft.ptuning import PTuning
 from fmjax.peft.tasks import head_modules
 
 __all__ = [
     "IA3",
     "TRAINABLE",
     "LoRA",
+    "PTuning",
+    "Prefix",
+    "Prompt",
     "abstract",
     "applied",
     "count",

@@ -77,7 +77,7 @@ def save(
     if ENCODER in adapter:
         adapter = jax.jit(lambda adapter: expand_on(spec, survey, adapter))(adapter)
     host = {path: to_host(leaf) for path, leaf in tree.flatten(adapter).items()}
-    copies = saved.pack(spec, survey, host)
+    copies = saved.pack(spec, survey, host, method.root)
     tensors = method.pack(spec, survey, host) | copies
     if jax.process_index():
         return
@@ -121,7 +121,7 @@ def load(
     spec, method = _read_spec(directory, survey)
     file = directory / WEIGHTS
     tensors = _open(directory)
-    expected = method.shapes(spec, survey) | saved.shapes(spec, survey)
+    expected = method.shapes(spec, survey) | saved.shapes(spec, survey, method.root)
     copies = {k: t for k, t in tensors.items() if k not in expected and _original(k, survey)}
     _match(file, {k: t for k, t in tensors.items() if k not in copies}, expected)
     for key, tensor in copies.items():
@@ -129,7 +129,7 @@ def load(
     if params is not None and not any_base:
         _check_base(file, spec, survey, params)
     arrays = {key: cast(tensors[key].view(), np.dtype("float32"), key) for key in expected}
-    flat = method.unpack(spec, survey, arrays) | saved.unpack(spec, survey, arrays)
+    flat = method.unpack(spec, survey, arrays) | saved.unpack(spec, survey, arrays, method.root)
     adapter = tree.unflatten(flat)
     where = shardings(abstract_on(spec, survey), survey, params, mesh, rules)
     if where is None:

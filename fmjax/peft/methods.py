@@ -8,12 +8,26 @@ import jax
 import numpy as np
 
 from fmjax.core.errors import ConfigError
-from fmjax.peft import ia3, ia3_files, lora, lora_config, lora_files
-from fmjax.peft.base import Base
+from fmjax.peft import (
+    ia3,
+    ia3_files,
+    lora,
+    lora_config,
+    lora_files,
+    prefix,
+    prefix_files,
+    prompt,
+    prompt_files,
+    ptuning,
+)
+from fmjax.peft.base import PREFIX, Base
 from fmjax.peft.config import LoRA
 from fmjax.peft.ia3 import IA3
+from fmjax.peft.prefix import Prefix
+from fmjax.peft.prompt import Prompt
+from fmjax.peft.ptuning import PTuning
 
-Spec = LoRA | IA3  # the union of the classes in the table below
+Spec = LoRA | IA3 | Prefix | Prompt | PTuning  # the union of the classes in the table below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +49,7 @@ class Method:
       from_peft: (those contents, base) → spec of what the file holds, which is expanded.
       expand: (spec, base, adapter["encoder"]) → the part of the adapter that it stands for; None
         where everything that is trained is applied as it is.
+      root: what stands before the names of modules that are trained whole, in the file.
     """
 
     check: Callable[[Any, Base], None]
@@ -47,6 +62,7 @@ class Method:
     to_peft: Callable[[Any, Base], dict[str, Any]]
     from_peft: Callable[[Mapping[str, Any], Base], Any]
     expand: Callable[[Any, Base, Any], dict[str, Any]] | None = None
+    root: str = PREFIX
 
 
 # peft_type of an adapter_config.json → (spec class, method).
@@ -77,6 +93,53 @@ METHODS: dict[str, tuple[type, Method]] = {
             unpack=ia3_files.unpack,
             to_peft=ia3_files.to_peft,
             from_peft=ia3_files.from_peft,
+        ),
+    ),
+    "PREFIX_TUNING": (
+        Prefix,
+        Method(
+            check=prefix.check,
+            abstract=prefix.abstract,
+            init=prefix.init,
+            count=prefix.count,
+            shapes=prefix_files.shapes,
+            pack=prefix_files.pack,
+            unpack=prefix_files.unpack,
+            to_peft=prefix_files.to_peft,
+            from_peft=prefix_files.from_peft,
+            expand=prefix.expand,
+            root=prefix_files.ROOT,
+        ),
+    ),
+    "PROMPT_TUNING": (
+        Prompt,
+        Method(
+            check=prompt.check,
+            abstract=prompt.abstract,
+            init=prompt.init,
+            count=prompt.count,
+            shapes=prompt_files.shapes,
+            pack=prompt_files.pack,
+            unpack=prompt_files.unpack,
+            to_peft=prompt_files.to_peft,
+            from_peft=prompt_files.from_peft,
+            root=prefix_files.ROOT,
+        ),
+    ),
+    "P_TUNING": (
+        PTuning,
+        Method(
+            check=prompt.check,
+            abstract=ptuning.abstract,
+            init=ptuning.init,
+            count=ptuning.count,
+            shapes=prompt_files.shapes,
+            pack=prompt_files.pack,
+            unpack=prompt_files.unpack,
+            to_peft=prompt_files.to_peft_computed,
+            from_peft=prompt_files.from_peft,
+            expand=ptuning.expand,
+            root=prefix_files.ROOT,
         ),
     ),
 }

@@ -12,13 +12,10 @@ from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.peft import prompt
 from fmjax.peft.base import Base
+from fmjax.peft.prefix_files import TENSOR
 from fmjax.peft.prompt import Prompt
+from fmjax.peft.ptuning import PTuning
 from fmjax.peft.tasks import modules_to_save, task_type
-
-TENSOR = "prompt_embeddings"
-
-# What PEFT puts before the names of modules that are trained whole: it does not wrap the base.
-ROOT = "base_model."
 
 # Keys that leave the maths alone: how the prompt started, the encoder that is not in the file, and
 # numbers of the base that a prompt does not depend on.
@@ -65,6 +62,17 @@ def unpack(spec: Any, base: Base, tensors: Mapping[str, np.ndarray]) -> dict[str
 def to_peft(spec: Prompt, base: Base) -> dict[str, Any]:
     """Spec → contents of an adapter_config.json."""
     return stated(spec, base) | {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
+
+
+def to_peft_computed(spec: PTuning, base: Base) -> dict[str, Any]:
+    """Spec of p-tuning → contents of an adapter_config.json."""
+    return stated(spec, base) | {
+        "peft_type": "P_TUNING",
+        "encoder_reparameterization_type": spec.kind.upper(),
+        "encoder_hidden_size": spec.width(base),
+        "encoder_num_layers": 2,
+        "encoder_dropout": 0.0,
+    }
 
 
 def stated(spec: Any, base: Base) -> dict[str, Any]:

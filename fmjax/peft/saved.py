@@ -124,12 +124,14 @@ def count(spec: Any, base: Base) -> int:
 # --- in the PEFT library's files -----------------------------------------------------------------
 
 
-def shapes(spec: Any, base: Base) -> dict[str, tuple[int, ...]]:
-    """{name in the file: shape}."""
-    return {PREFIX + key: w.target.file_shape for w in saved(spec, base) for key in w.target.keys}
+def shapes(spec: Any, base: Base, root: str = PREFIX) -> dict[str, tuple[int, ...]]:
+    """{name in the file: shape}; `root` stands before the names of the base's tensors."""
+    return {root + key: w.target.file_shape for w in saved(spec, base) for key in w.target.keys}
 
 
-def pack(spec: Any, base: Base, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def pack(
+    spec: Any, base: Base, flat: dict[str, np.ndarray], root: str = PREFIX
+) -> dict[str, np.ndarray]:
     """Takes the copies out of an adapter {path: array} → {name in the file: array}.
 
     Raises:
@@ -146,15 +148,17 @@ def pack(spec: Any, base: Base, flat: dict[str, np.ndarray]) -> dict[str, np.nda
                 "was made for"
             )
         for i, key in enumerate(target.keys):
-            found[PREFIX + key] = target.row.transform.inverse(copy[target.index(i)])
+            found[root + key] = target.row.transform.inverse(copy[target.index(i)])
     return found
 
 
-def unpack(spec: Any, base: Base, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def unpack(
+    spec: Any, base: Base, tensors: Mapping[str, np.ndarray], root: str = PREFIX
+) -> dict[str, np.ndarray]:
     """{name in the file: array} → {path: copy}; the inverse of `pack`."""
     found: dict[str, np.ndarray] = {}
     for weight in saved(spec, base):
         target = weight.target
-        parts = [target.row.transform.forward(tensors[PREFIX + key]) for key in target.keys]
+        parts = [target.row.transform.forward(tensors[root + key]) for key in target.keys]
         found[target.path] = np.stack(parts).reshape(target.shape)
     return found

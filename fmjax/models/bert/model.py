@@ -13,7 +13,7 @@ from fmjax.core.errors import ConfigError, DataError
 from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
 from fmjax.models.bert.config import BertConfig
-from fmjax.nn import prompt_port
+from fmjax.nn import prefix_port, prompt_port
 from fmjax.nn.attention import attention
 from fmjax.nn.dense import Dense
 from fmjax.nn.dropout import dropout
@@ -128,7 +128,8 @@ class Bert(nn.Module):
           attention_mask: [B, T], 1 where there is a token.
           token_type_ids: i32 [B, T], 0 in the first sentence of a pair and 1 in the second;
             default 0.
-          position_ids: i32 [B, T], rows of the position table; default `default_positions`.
+          position_ids: i32 [B, T], rows of the position table; default `default_positions`. An
+            adapter's prefix comes before position 0.
           segment_ids: i32 [B, T], texts packed into a row (0 is padding).
           output_hidden_states: return every layer's output too.
 
@@ -137,6 +138,7 @@ class Bert(nn.Module):
 
         Raises:
           DataError: an input that has not the shape of input_ids.
+          ConfigError: an adapter that does not fit.
         """
         cfg, ex = self.config, self.execution
         check_expanded(self)
@@ -161,8 +163,11 @@ class Bert(nn.Module):
         places = table(cfg.max_position_embeddings, "positions", "position_embeddings")
         types = table(cfg.type_vocab_size, None, "token_type_embeddings")
         given = position_ids
+        prefix = prefix_port.offset(self, input_ids.shape[1], position_ids)
         if position_ids is None:
-            position_ids = default_positions(cfg, input_ids, segment_ids)
+            position_ids = default_positions(cfg, input_ids, segment_ids, prefix)
+        else:
+            position_ids = position_ids + prefix
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
         if P := prompt_port.of(self, input_ids.shape[1], given):
@@ -257,12 +262,16 @@ def _head(
 
 
 def default_positions(
-    config: BertConfig, input_ids: jax.Array, segment_ids: jax.Array | None = None
+    config: BertConfig,
+    input_ids: jax.Array,
+    segment_ids: jax.Array | None = None,
+    prefix: int = 0,
 ) -> jax.Array:
     """Rows of the position table that tokens stand on, as in transformers.
 
     BERT counts all slots from 0. RoBERTa counts from pad_token_id + 1 the ids that are not
     pad_token_id; those that are stand at pad_token_id. Each segment of a packed row starts anew.
+    An adapter's prefix comes before all that is counted.
 
     Returns:
       i32 [B, T].
@@ -275,6 +284,7 @@ def default_positions(
         starts = segment_ids != jnp.roll(segment_ids, 1, 1)
         before = jnp.where(starts.at[:, 0].set(True), count - token, 0)
         count = count - jax.lax.cummax(before, 1)
+    count = count + prefix
     return count * token + config.pad_token_id if roberta else count - 1
 
 

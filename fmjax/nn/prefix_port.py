@@ -1,0 +1,106 @@
+"""Where prefixes plug into attention: keys and values of tokens that never were (arXiv:2101.00190).
+
+An attention module with an adapter has P virtual tokens before the first real one: `prefix_key`
+and `prefix_value` [P, G, K], the same for every row. They are not rotated. Real tokens stand at
+positions from P on, which the entry of the model sees to.
+
+Shapes: B batch, P virtual tokens, H query heads, G key–value heads, T tokens, K head size.
+"""
+
+import functools
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fmjax.core import tree
+from fmjax.core.adapter import COLLECTION
+from fmjax.core.errors import ConfigError
+
+KEY, VALUE = "prefix_key", "prefix_value"
+
+
+class Site(NamedTuple):
+    """Heads of an attention module: H of queries, G of keys and values, and their size K."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+_record: ContextVar[dict[str, Site] | None] = ContextVar("sites", default=None)
+
+
+def length(adapter: Mapping[str, Any]) -> int:
+    """P of an adapter, stacked or not; 0 without a prefix."""
+    keys = (x for path, x in tree.flatten(adapter).items() if path.split("/")[-1] == KEY)
+    return next((x.shape[-3] for x in keys), 0)
+
+
+def offset(model: nn.Module, tokens: int, position_ids: jax.Array | None) -> int:
+    """P of the adapter on `model`: how far its real tokens are moved.
+
+    Raises:
+      ConfigError: prefix and tokens together exceed a table of positions.
+    """
+    P = length(model.variables.get(COLLECTION, {}))
+    limit = model.config.position_limit
+    if P and position_ids is None and limit is not None and P + tokens > limit:
+        raise ConfigError(
+            f"a prefix of {P} and {tokens} tokens exceed the model's {limit} positions; shorten "
+            "one of them"
+        )
+    return P
+
+
+def read(module: nn.Module, k_BGTK: jax.Array, heads: int) -> tuple[jax.Array, jax.Array] | None:
+    """Key and value of the module's prefix, two [G', P, K] in the dtype of k, or None.
+
+    G' is G, or H for a reference that repeats its keys before it caches them: then the prefix
+    has a key for every query head.
+
+    Raises:
+      ConfigError: a prefix for other heads.
+    """
+    if not module.has_variable(COLLECTION, KEY):
+        return None
+    found = tuple(module.get_variable(COLLECTION, name) for name in (KEY, VALUE))
+    _, G, _, K = k_BGTK.shape
+    P = found[0].shape[0]
+    for x in found:
+        if x.shape not in ((P, G, K), (P, heads, K)):
+            raise ConfigError(
+                f"the prefix at {'/'.join(module.path)!r} has shape {x.shape} where the model has "
+                f"{G} heads of size {K}; use the model that it was made for"
+            )
+    key, value = (jnp.swapaxes(x, 0, 1).astype(k_BGTK.dtype) for x in found)
+    return key, value
+
+
+def join(prefix_GPK: jax.Array, x_BGTK: jax.Array) -> jax.Array:
+    """[B, G, P + T, K]: the prefix before the keys (or values) of every row."""
+    B, G, _, K = x_BGTK.shape
+    prefix = jnp.broadcast_to(prefix_GPK, (B, G, prefix_GPK.shape[1], K))
+    return jnp.concatenate([prefix, x_BGTK], axis=2)
+
+
+def note(module: nn.Module, site: Site) -> None:
+    """Every attention module says where it is and what heads it has; see `sites`."""
+    record = _record.get()
+    if record is not None:
+        record["/".join(module.path)] = site
+
+
+@functools.lru_cache
+def sites(model: nn.Module) -> dict[str, Site]:
+    """{path: heads} of the attention modules, first layer first; a stack of them is one module."""
+    record: dict[str, Site] = {}
+    token = _record.set(record)
+    try:
+        jax.eval_shape(lambda: model.init(jax.random.key(0), **model.dummy_inputs()))
+    finally:
+        _record.reset(token)
+    return record
