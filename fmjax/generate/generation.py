@@ -8,12 +8,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from fmjax.core.adapter import COLLECTION
 from fmjax.core.errors import ConfigError
 from fmjax.generate import decoding
 from fmjax.generate.prompts import Prompts, bucket, left_pad, token_rows
 from fmjax.generate.sampling import GREEDY, Sampling
 from fmjax.generate.text import Decoder, TextStream
-from fmjax.nn import prefix_port
+from fmjax.nn import prefix_port, prompt_port
 
 TokenIds = int | Sequence[int] | None
 # Steps on the device between two looks at the text, when stop strings make the host look.
@@ -240,12 +241,13 @@ def _prepare(
             f"sampling at temperature={sampling.temperature} needs rng=jax.random.key(seed)"
         )
     longest = max(map(len, rows))
-    positions, prefix = config.position_limit, prefix_port.length(variables.get("adapter", {}))
-    if positions is not None and prefix + longest + max_new_tokens > positions:
-        before = f"a prefix of {prefix}, " if prefix else ""
+    positions, adapter = config.position_limit, variables.get(COLLECTION, {})
+    virtual = prefix_port.length(adapter) + prompt_port.length(adapter)
+    if positions is not None and virtual + longest + max_new_tokens > positions:
+        adapters = f"the adapter's {virtual} virtual tokens, " if virtual else ""
         raise ConfigError(
-            f"{before}a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the "
-            f"model's {positions} positions; shorten one of them"
+            f"{adapters}a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed "
+            f"the model's {positions} positions; shorten one of them"
         )
     eos = _ids(config.eos_token_id if eos_token_id is None else eos_token_id, "eos_token_id")
     if pad_token_id is None:

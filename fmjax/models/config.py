@@ -113,6 +113,11 @@ class ModelConfig:
         """Tokens of the longest sequence that has positions; None where they have no end (RoPE)."""
         return None
 
+    @property
+    def embedding_scale(self) -> float | None:
+        """What the vectors of words are multiplied by when they are read; None leaves them."""
+        return None
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed; raises ConfigError on a name that is no field."""
         fields = [f.name for f in dataclasses.fields(self)]

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmjax.core.errors import DataError
+from fmjax.core.errors import ConfigError, DataError
 from fmjax.core.execution import Execution
-from fmjax.nn import prefix_port
+from fmjax.nn import prefix_port, prompt_port
 from fmjax.nn.decoder_heads import Decoded, Output, put_head
 from fmjax.nn.masks import Mask
 from fmjax.nn.ports import check_expanded
@@ -155,8 +155,28 @@ class DecoderModel(nn.Module):
         )
         if P := prefix_port.offset(self, input_ids.shape[1], position_ids):
             positions, ctx = positions + P, ctx.replace(mask=ctx.mask.replace(virtual=P))
-        decoded = self.decode(input_ids, positions, ctx, output_hidden_states, **options)
-        return put_head(self, decoded, input_ids, ctx.mask, output_hidden_states, logits_to_keep)
+        ids, mask = input_ids, ctx.mask
+        if P := prompt_port.of(self, input_ids.shape[1], position_ids):
+            ids, positions, ctx = self._after_prompt(P, input_ids, positions, ctx)
+        decoded = self.decode(ids, positions, ctx, output_hidden_states, **options)
+        if ids is not input_ids:
+            decoded = decoded.without(P)
+        return put_head(self, decoded, input_ids, mask, output_hidden_states, logits_to_keep)
+
+    def _after_prompt(
+        self, P: int, input_ids: jax.Array, positions: jax.Array, ctx: DecoderContext
+    ) -> tuple[jax.Array, jax.Array, DecoderContext]:
+        """The inputs with an adapter's virtual tokens before them, in the cache too."""
+        if ctx.index is None:
+            ids, positions, mask = prompt_port.enter(P, input_ids, positions, ctx.mask)
+            return ids, positions, ctx.replace(mask=mask)
+        if "cache" not in self.variables:
+            raise ConfigError(
+                "a prompt enters the cache before the first token; begin with cache_index=0"
+            )
+        mask = prompt_port.more_slots(P, ctx.mask)
+        mask = mask.replace(offset=mask.offset + P)
+        return input_ids, positions + P, ctx.replace(mask=mask, index=ctx.index + P)
 
     def decode(
         self, input_ids: jax.Array, positions: jax.Array, ctx: DecoderContext, collect: bool

@@ -53,6 +53,15 @@ class Decoded(NamedTuple):
     router_logits: tuple[jax.Array, ...] | None = None
     softcap: float | None = None
 
+    def without(self, slots: int) -> "Decoded":
+        """The same of all but the first slots."""
+        embedded, layers, last, router_logits = jax.tree.map(
+            lambda x: x[:, slots:], (self.embedded, self.layers, self.last, self.router_logits)
+        )
+        return self._replace(
+            embedded=embedded, layers=layers, last=last, router_logits=router_logits
+        )
+
 
 def put_head(
     model: nn.Module,

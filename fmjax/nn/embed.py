@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.core.execution import Execution
-from fmjax.nn import ports
+from fmjax.nn import ports, prompt_port
 from fmjax.nn.param import param
 
 HEAD = "attend"
@@ -23,6 +23,7 @@ class Embed(nn.Module):
       axes: logical names of the two dimensions.
       embedding_init: initialiser.
       execution: precision.
+      scale: multiplies what is read (not what is attended to), rounded to the compute dtype.
     """
 
     num: int
@@ -30,6 +31,7 @@ class Embed(nn.Module):
     axes: tuple[str | None, str | None] = ("vocab", "embed")
     embedding_init: Callable[..., jax.Array] = nn.initializers.normal(0.02)
     execution: Execution = Execution()
+    scale: float | None = None
 
     def setup(self) -> None:
         self.embedding = param(
@@ -44,7 +46,9 @@ class Embed(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids i32[...] → [..., features]. An id outside the table gives NaN, never a wrong row."""
         y = jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
-        return ports.low_rank_embedding(self, ids, y.astype(self.execution.dtype), self.embedding)
+        y = ports.low_rank_embedding(self, ids, y.astype(self.execution.dtype), self.embedding)
+        y = y if self.scale is None else y * jnp.asarray(self.scale, y.dtype)
+        return prompt_port.vectors(self, ids, y)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x [..., features] → f32 logits [..., num] against every row."""

@@ -25,6 +25,8 @@ class Mask:
       prefix: i32 [B], the number of leading slots that every query sees (prefix LM).
       virtual: P, keys of no token that come before slot 0. Queries of all segments see them, as
         far as the window reaches: for every text as if they stood right before its first token.
+      shared: the number of leading slots that belong to all segments (virtual tokens): each text
+        sees them, as far as the window reaches, as if they stood right before its first token.
     """
 
     causal: bool = flax.struct.field(pytree_node=False, default=True)
@@ -34,6 +36,7 @@ class Mask:
     segments: tuple[jax.Array, jax.Array] | None = None
     prefix: jax.Array | None = None
     virtual: int = flax.struct.field(pytree_node=False, default=0)
+    shared: int = flax.struct.field(pytree_node=False, default=0)
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
         """Spells the mask out.
@@ -53,10 +56,10 @@ class Mask:
             allowed = (k_1S <= q_T1)[None]
         if self.window is not None:
             near = (q_T1 - k_1S < self.window)[None]
-            if self.virtual:
-                before_BT = self._tokens_before(queries)
-                near_virtual = before_BT[:, :, None] - k_1S[None] < self.window
-                near = jnp.where(k_1S[None] < 0, near_virtual, near)
+            if self.virtual or self.shared:
+                begin = self.shared + self._tokens_before(queries)[:, :, None]
+                near_virtual = jnp.where(q_T1 < self.shared, q_T1, begin) - k_1S < self.window
+                near = jnp.where(k_1S < self.shared, near_virtual, near)
             allowed = _and(allowed, near)
         if self.prefix is not None and allowed is not None:
             allowed = allowed | (k_1S[None] < self.prefix[:, None, None])
@@ -64,7 +67,8 @@ class Mask:
             allowed = _and(allowed, self._seen(self.valid[:, None, : keys - self.virtual]))
         if self.segments is not None:
             q_BT, k_BS = self.segments
-            allowed = _and(allowed, self._seen(q_BT[:, :, None] == k_BS[:, None, :]))
+            own = self._seen(q_BT[:, :, None] == k_BS[:, None, :])
+            allowed = _and(allowed, own | (k_1S < self.shared) if self.shared else own)
         return None if allowed is None else allowed[:, None]
 
     def _seen(self, slots: jax.Array) -> jax.Array:
@@ -74,9 +78,9 @@ class Mask:
     def _tokens_before(self, queries: int) -> jax.Array:
         """i32 [B or 1, T]: how many tokens of its own text stand before each query."""
         if self.valid is None and self.segments is None:
-            return (jnp.arange(queries) + self.offset)[None]
+            return (jnp.arange(queries) + self.offset - self.shared)[None]
         token = (self.segments[0] > 0) if self.valid is None else self.valid
-        token = token.astype(jnp.int32)
+        token = (token & (jnp.arange(token.shape[1]) >= self.shared)).astype(jnp.int32)
         before = jnp.cumsum(token, 1) - token
         if self.segments is not None:
             segments = self.segments[0]

@@ -14,6 +14,8 @@ from fmjax.peft.files import load, save
 from fmjax.peft.ia3 import IA3
 from fmjax.peft.merge import merge, unmerge
 from fmjax.peft.prefix import Prefix
+from fmjax.peft.prompt import Prompt
+from fmjax.peft.ptuning import PTuning
 from fmjax.peft.routed import Routed
 from fmjax.peft.tasks import head_modules
 
@@ -22,7 +24,9 @@ __all__ = [
     "TRAINABLE",
     "LoRA",
     "Routed",
+    "PTuning",
     "Prefix",
+    "Prompt",
     "abstract",
     "applied",
     "bank",

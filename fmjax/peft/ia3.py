@@ -7,6 +7,7 @@ the outputs, bias included, of all others.
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -46,8 +47,8 @@ class IA3:
     Attributes:
       targets: as of `LoRA`; linear layers only. None: PEFT's choice for the model_type.
       feedforward: names, matching every module whose name ends in them, or a regular expression
-        for whole names: the targets whose inputs are scaled. Where both are names it is a part of
-        `targets`. None: PEFT's choice for the model_type.
+        for whole names: the targets whose inputs are scaled. Where both are names each ends a
+        name in `targets`. None: PEFT's choice for the model_type.
       exclude: names or a regular expression, matched like `targets`, to leave out.
       modules_to_save: modules that are trained whole, as of `LoRA`.
 
@@ -71,11 +72,12 @@ class IA3:
         if isinstance(self.targets, str) and self.targets.lower() == ALL_LINEAR:
             object.__setattr__(self, "targets", ALL_LINEAR)
         if isinstance(self.targets, tuple) and isinstance(self.feedforward, tuple):
-            if others := [name for name in self.feedforward if name not in self.targets]:
-                raise ConfigError(
-                    f"IA3: feedforward {others[0]!r} is not in targets={self.targets!r}; name it "
-                    "there in the same words"
-                )
+            for name in self.feedforward:
+                if not _ends(name, self.targets):
+                    raise ConfigError(
+                        f"IA3: feedforward {name!r} is not in targets={self.targets!r}; name it "
+                        "there in the same words"
+                    )
 
     def saves(self, name: str) -> bool:
         """Whether `modules_to_save` cover this module or one that holds it."""
@@ -175,6 +177,14 @@ def check(spec: IA3, base: Base) -> None:
     """
     targets, _ = resolved(spec, base)
     found = sites(spec, base)
+    tables = {name for weight in base.weights if not weight.linear for name in weight.names}
+    for name in sorted({*base.others, *base.tied, *tables} if targets != ALL_LINEAR else ()):
+        if names_match(targets, name) and not names_match(spec.exclude, name):
+            if not spec.saves(name):
+                raise ConfigError(
+                    f"IA3: targets={targets!r} match {name!r}, which is no linear layer of its "
+                    f"own; choose from {', '.join(_linear(base))}, or add it to exclude"
+                )
     used = [name for site in found for name in site.weight.names]
     inputs = [name for site in found if site.feedforward for name in site.weight.names]
     every = [name for weight in base.weights for name in weight.names]
@@ -198,17 +208,9 @@ def check(spec: IA3, base: Base) -> None:
             f"IA3: {field} {value!r} matches no linear layer of this {base.model_type} model; "
             f"correct or remove it (layers: {', '.join(_linear(base))})"
         )
-    tables = {name for weight in base.weights if not weight.linear for name in weight.names}
-    for name in sorted({*base.others, *base.tied, *tables} if targets != ALL_LINEAR else ()):
-        if names_match(targets, name) and not names_match(spec.exclude, name):
-            if not spec.saves(name):
-                raise ConfigError(
-                    f"IA3: targets={targets!r} match {name!r}, which is no linear layer of its "
-                    f"own; choose from {', '.join(_linear(base))}, or add it to exclude"
-                )
 
 
-def _ends(wanted: str, found: list[str]) -> bool:
+def _ends(wanted: str, found: Iterable[str]) -> bool:
     return any(name.endswith(wanted) for name in found)
 
 

@@ -77,7 +77,7 @@ def _subset(spec: IA3, base: Base) -> tuple[Any, Any]:
     if sites(dataclasses.replace(spec, targets=targets, feedforward=own), base) != found:
         # The model_type's own names meet the targets in other words: spell the layers out.
         own = tuple(name for site in found if site.feedforward for name in site.weight.names)
-        targets = (*targets, *own)
+        targets = tuple(dict.fromkeys((*targets, *own)))
     return targets, own
 
 

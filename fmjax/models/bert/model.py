@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.core.errors import DataError
+from fmjax.core.errors import ConfigError, DataError
 from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
 from fmjax.models.bert.config import BertConfig
-from fmjax.nn import prefix_port
+from fmjax.nn import prefix_port, prompt_port
 from fmjax.nn.attention import attention
 from fmjax.nn.dense import Dense
 from fmjax.nn.dropout import dropout
@@ -162,6 +162,7 @@ class Bert(nn.Module):
         words = table(cfg.vocab_size, "vocab", "word_embeddings")
         places = table(cfg.max_position_embeddings, "positions", "position_embeddings")
         types = table(cfg.type_vocab_size, None, "token_type_embeddings")
+        given = position_ids
         prefix = prefix_port.offset(self, input_ids.shape[1], position_ids)
         if position_ids is None:
             position_ids = default_positions(cfg, input_ids, segment_ids, prefix)
@@ -169,6 +170,17 @@ class Bert(nn.Module):
             position_ids = position_ids + prefix
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
+        if P := prompt_port.of(self, input_ids.shape[1], given):
+            if segment_ids is not None:
+                raise ConfigError(
+                    "a prompt that attends to the tokens cannot serve several texts of a row; "
+                    "leave segment_ids out and do not pack"
+                )
+            first = first_position(cfg)
+            input_ids, position_ids, mask = prompt_port.enter(
+                P, input_ids, position_ids, mask, first
+            )
+            token_type_ids = prompt_port.put_before(P, token_type_ids, 0)
         x0 = words(input_ids) + types(token_type_ids) + places(position_ids)
         x0 = LayerNorm(cfg.layer_norm_eps, ex, name="embeddings_norm")(x0)
         x0 = constrain(dropout(self, x0, cfg.hidden_dropout_prob), ("batch", "seq", "act_embed"))
@@ -181,7 +193,7 @@ class Bert(nn.Module):
             execution=ex,
             collect=output_hidden_states,
         )
-        return _head(self, x, words, (x0, *outputs) if output_hidden_states else None)
+        return _head(self, x, words, (x0, *outputs) if output_hidden_states else None, P)
 
     def dummy_inputs(self) -> dict[str, Any]:
         """The smallest valid inputs, for tracing."""
@@ -189,16 +201,33 @@ class Bert(nn.Module):
 
 
 def _head(
-    model: Bert, x: jax.Array, words: Embed, hidden_states: tuple[jax.Array, ...] | None
+    model: Bert,
+    encoded: jax.Array,
+    words: Embed,
+    hidden_states: tuple[jax.Array, ...] | None,
+    virtual: int = 0,
 ) -> Output:
-    """What stands on the encoder's output x [B, T, D]; called inside the model's `__call__`."""
+    """What stands on the encoder's output; called inside the model's `__call__`.
+
+    Args:
+      model: with the config.
+      encoded: [B, P + T, D].
+      words: the table.
+      hidden_states: of all layers, [B, P + T, D], or None.
+      virtual: P, tokens of an adapter's prompt. Poolers read the first slot, as in PEFT; what is
+        returned of each token is returned of the real ones.
+    """
     cfg, ex = model.config, model.execution
     roberta = cfg.model_type == "roberta"
     init = nn.initializers.normal(cfg.initializer_range)
 
+    x = encoded[:, virtual:]
+    if hidden_states is not None:
+        hidden_states = tuple(h[:, virtual:] for h in hidden_states)
+
     def pooled(rate: float = 0.0) -> jax.Array:
         dense = Dense(cfg.hidden_size, ("embed", None), True, init, ex, name="pooler")
-        return jnp.tanh(dense(dropout(model, x[:, 0], rate)))
+        return jnp.tanh(dense(dropout(model, encoded[:, 0], rate)))
 
     def classify(y: jax.Array, labels: int, name: str) -> jax.Array:
         return Dense(labels, ("embed", None), True, init, ex, jnp.float32, name=name)(y)
@@ -257,6 +286,11 @@ def default_positions(
         count = count - jax.lax.cummax(before, 1)
     count = count + prefix
     return count * token + config.pad_token_id if roberta else count - 1
+
+
+def first_position(config: BertConfig) -> int:
+    """The row of the position table that a text's first token stands on."""
+    return config.pad_token_id + 1 if config.model_type == "roberta" else 0
 
 
 def _check_shapes(input_ids: jax.Array, **others: jax.Array | None) -> None:

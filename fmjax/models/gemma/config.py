@@ -121,6 +121,11 @@ class GemmaConfig(HeadedConfig):
         return tuple(self.sliding_window if t == SLIDING else None for t in types)
 
     @property
+    def embedding_scale(self) -> float:
+        """√D."""
+        return self.hidden_size**0.5
+
+    @property
     def post_norms(self) -> bool:
         """Whether what attention and MLP return is normed."""
         return self.model_type == "gemma2"

@@ -7,7 +7,6 @@ import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
@@ -82,11 +81,15 @@ class Gemma(DecoderModel):
         tables = cos_sin(cfg.rope, cfg.head_dim, cfg.max_position_embeddings, positions)
         init = nn.initializers.normal(cfg.initializer_range)
         embed = Embed(
-            cfg.vocab_size, cfg.hidden_size, embedding_init=init, execution=ex, name="embed_tokens"
+            cfg.vocab_size,
+            cfg.hidden_size,
+            embedding_init=init,
+            execution=ex,
+            # Rounded to the compute dtype before it multiplies: 55.5 for the 7B in bfloat16.
+            scale=cfg.embedding_scale,
+            name="embed_tokens",
         )
-        # √D is rounded to the compute dtype before it multiplies: 55.5 for the 7B in bfloat16.
-        x0 = embed(input_ids) * jnp.asarray(cfg.hidden_size**0.5, ex.dtype)
-        x0 = constrain(x0, ("batch", "seq", "act_embed"))
+        x0 = constrain(embed(input_ids), ("batch", "seq", "act_embed"))
         x, outputs = apply_layers(
             lambda name: Layer(cfg, ex, name=name),
             cfg.num_hidden_layers,
