@@ -6,6 +6,9 @@ that go with low-rank factors and with banks.
 
 COLLECTION = "adapter"
 
+ENCODER = "encoder"
+"""Top-level key of the parameters that the adapter proper is computed from (`peft.expand`)."""
+
 CONSTANTS = ("lora_scale", "lora_dropout", "rows")
 """Names of the leaves that are not trained: the numbers that go with low-rank factors, and which
 row of a batch uses which of several adapters."""

@@ -13,6 +13,7 @@ from fmjax.core.errors import DataError
 from fmjax.core.execution import Execution
 from fmjax.nn.decoder_heads import Decoded, Output, put_head
 from fmjax.nn.masks import Mask
+from fmjax.nn.ports import check_expanded
 
 
 @flax.struct.dataclass
@@ -145,6 +146,7 @@ class DecoderModel(nn.Module):
           DataError: inputs that do not fit together.
           ConfigError: logits_to_keep for another head than the language model's.
         """
+        check_expanded(self)
         positions, ctx = decoder_context(
             input_ids, attention_mask, position_ids, segment_ids, cache_index
         )

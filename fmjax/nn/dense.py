@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.core.execution import Execution
-from fmjax.nn import ports
+from fmjax.nn import ia3_port, ports
 from fmjax.nn.param import param
 
 
@@ -34,6 +34,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         ex = self.execution
+        x = ia3_port.scale_inputs(self, x)
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         shape = (x.shape[-1], *features)
         kernel = param(self, "kernel", self._init, shape, self.axes, ex.param_dtype, between=0)
@@ -60,7 +61,7 @@ class Dense(nn.Module):
                 between=x.ndim - 2,
             )
             y = y + bias.astype(y.dtype)
-        return y
+        return ia3_port.scale_outputs(self, y)
 
     def _init(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         # Fan-based initialisers must see the matrix, not the dimensions of a fused projection.

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.core.adapter import COLLECTION
+from fmjax.core.adapter import COLLECTION, ENCODER
+from fmjax.core.errors import ConfigError
 from fmjax.nn import bank_port
 from fmjax.nn.dropout import dropout
 from fmjax.nn.low_rank import dora_factor
@@ -34,6 +35,19 @@ def leaves(module: nn.Module, below: str | None = None) -> Leaves | None:
 
 def _has(module: nn.Module, name: str) -> bool:
     return module.has_variable(COLLECTION, name)
+
+
+def check_expanded(model: nn.Module) -> None:
+    """Refuses an adapter that is still to be computed; the entry of every model calls it.
+
+    Raises:
+      ConfigError: an adapter with an encoder.
+    """
+    if model.has_variable(COLLECTION, ENCODER):
+        raise ConfigError(
+            'the adapter holds an "encoder" that its prefix or prompt is computed from; apply '
+            "fmjax.peft.expand(spec, model, adapter), or train with fmjax.peft.applied(spec, model)"
+        )
 
 
 def low_rank(

@@ -9,18 +9,23 @@ from fmjax.core.adapter import TRAINABLE
 from fmjax.peft.adapter import abstract, count, init
 from fmjax.peft.bank import bank, insert, select, take
 from fmjax.peft.config import LoRA
+from fmjax.peft.expand import applied, expand
 from fmjax.peft.files import load, save
+from fmjax.peft.ia3 import IA3
 from fmjax.peft.merge import merge, unmerge
 from fmjax.peft.routed import Routed
 from fmjax.peft.tasks import head_modules
 
 __all__ = [
+    "IA3",
     "TRAINABLE",
     "LoRA",
     "Routed",
     "abstract",
+    "applied",
     "bank",
     "count",
+    "expand",
     "head_modules",
     "init",
     "insert",

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax.core import logical, tree
+from fmjax.core.params import ParamSpec
 from fmjax.parallel import DEFAULT_RULES, param_shardings
 from fmjax.peft import saved
 from fmjax.peft.base import Base, Weight
@@ -86,19 +87,25 @@ def shardings(
     flat = tree.flatten(params or {})
     matrices = {w.path: w for w in base.adaptable}
     own = {w.target.path: w for w in base.params}
-    # A copy lies like its original, a factor like the matrix of its module.
-    models = {
-        path: own.get(path) or matrices[path.rpartition("/")[0]] for path in tree.flatten(specs)
-    }
-
-    def of(weight: Weight) -> Any:
-        return getattr(flat.get(weight.target.path), "sharding", None)
-
-    if not all(isinstance(of(weight), NamedSharding) for weight in models.values()):
+    placed = [getattr(x, "sharding", None) for x in flat.values()]
+    meshes = {sharding.mesh for sharding in placed if isinstance(sharding, NamedSharding)}
+    if len(meshes) != 1:
         return None
-    return tree.map_with_path(
-        lambda path, spec: _like(models[path], of(models[path]), spec.axes), specs
-    )
+    everywhere = NamedSharding(*meshes, PartitionSpec())
+
+    def of(path: str, spec: ParamSpec) -> NamedSharding | None:
+        # A copy lies like its original, a factor like the matrix of its module; what is neither is
+        # small and whole on every device.
+        weight = own.get(path) or matrices.get(path.rpartition("/")[0])
+        if weight is None:
+            return everywhere
+        sharding = getattr(flat.get(weight.target.path), "sharding", None)
+        if not isinstance(sharding, NamedSharding):
+            return None
+        return _like(weight, sharding, spec.axes)
+
+    found = tree.map_with_path(of, specs)
+    return found if all(tree.flatten(found).values()) else None
 
 
 def _like(weight: Weight, sharding: NamedSharding, axes: logical.Axes) -> NamedSharding:

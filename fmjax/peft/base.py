@@ -112,6 +112,7 @@ class Base:
       others: names of modules that cannot be adapted: norms, and the modules that hold others.
       rows: the family's weights map.
       model_type, architecture: in Hugging Face's words.
+      model: the module itself.
     """
 
     params: tuple[Weight, ...]
@@ -123,6 +124,7 @@ class Base:
     rows: Sequence[Row]
     model_type: str
     architecture: str
+    model: nn.Module
 
     @classmethod
     def of(cls, model: nn.Module) -> "Base":
@@ -161,6 +163,7 @@ class Base:
             rows,
             family.name,
             family.architecture(model.config),
+            model,
         )
 
     @property

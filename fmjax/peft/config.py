@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fmjax.core.errors import ConfigError
+from fmjax.peft.names import Names, compiled, names
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "all", "lora_only")
 
-Names = tuple[str, ...]
 Pattern = tuple[tuple[str, Any], ...]
 
 
@@ -185,17 +185,7 @@ def _lookup(patterns: Pattern, name: str, default: Any) -> Any:
 
 
 def _names(field: str, value: Any, listed: bool = False) -> Names | str:
-    if isinstance(value, str) and not listed:
-        if value:
-            _compiled(field, [value])
-        return value
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple | set | frozenset) or not all(
-        isinstance(name, str) and name for name in names
-    ):
-        raise ConfigError(f"LoRA: {field}={value!r} must be names or a regular expression")
-    # Sets have no order of their own; a spec must not depend on the hash seed.
-    return tuple(sorted(names) if isinstance(names, set | frozenset) else names)
+    return names("LoRA", field, value, listed)
 
 
 def _pattern(field: str, value: Any) -> Pattern:
@@ -216,8 +206,4 @@ def _layers(value: Any) -> tuple[int, ...] | None:
 
 
 def _compiled(field: str, patterns: Iterable[str]) -> None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as e:
-            raise ConfigError(f"LoRA: {field}: {pattern!r} is not a regular expression: {e}") from e
+    compiled("LoRA", field, patterns)

@@ -23,10 +23,12 @@ from fmjax.convert import (
     write_file,
 )
 from fmjax.core import logical, tree
+from fmjax.core.adapter import ENCODER
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.peft import saved
 from fmjax.peft.adapter import abstract_on, shardings
 from fmjax.peft.base import PREFIX, Base
+from fmjax.peft.expand import expand_on
 from fmjax.peft.fingerprint import fingerprint
 from fmjax.peft.methods import METHODS, Method, Spec, method_of
 
@@ -54,7 +56,8 @@ def save(
     Args:
       directory: made if needed; an adapter that lies there is replaced at the end.
       spec: that the adapter was made from.
-      adapter: the "adapter" collection, sharded or not.
+      adapter: the "adapter" collection, sharded or not. It is expanded first: the file has what
+        the encoder of a re-parametrised method computes, not the encoder.
       model: under the adapter.
       base: path or name of the base model, for the reader's information.
       params: of the base. Given, their fingerprint is stored, and `load` refuses another base.
@@ -71,6 +74,8 @@ def save(
     metadata = {"format": "pt"}
     if params is not None:
         metadata[BASE_KEY] = fingerprint(survey, params, saved.abstract(spec, survey))
+    if ENCODER in adapter:
+        adapter = jax.jit(lambda adapter: expand_on(spec, survey, adapter))(adapter)
     host = {path: to_host(leaf) for path, leaf in tree.flatten(adapter).items()}
     copies = saved.pack(spec, survey, host)
     tensors = method.pack(spec, survey, host) | copies
@@ -150,7 +155,8 @@ def _read_spec(directory: Path, survey: Base) -> tuple[Spec, Method]:
         )
     method = METHODS[kind][1]
     try:
-        return method.from_peft(config, survey), method
+        spec = method.from_peft(config, survey)
+        return spec, method_of(spec)
     except ConfigError as e:
         raise CheckpointError(f"{file}: {e}") from e
 

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from fmjax.core.errors import ConfigError
-from fmjax.peft import lora, lora_config, lora_files
+from fmjax.peft import ia3, ia3_files, lora, lora_config, lora_files
 from fmjax.peft.base import Base
 from fmjax.peft.config import LoRA
+from fmjax.peft.ia3 import IA3
 
-Spec = LoRA  # grows into a union with the table below
+Spec = LoRA | IA3  # the union of the classes in the table below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Method:
       pack: adapter {path: host array} → {name in the file: array}.
       unpack: {name in the file: array} → adapter {path: host array}.
       to_peft: → contents of adapter_config.json.
-      from_peft: (those contents, base) → spec.
+      from_peft: (those contents, base) → spec of what the file holds, which is expanded.
+      expand: (spec, base, adapter["encoder"]) → the part of the adapter that it stands for; None
+        where everything that is trained is applied as it is.
     """
 
     check: Callable[[Any, Base], None]
@@ -43,6 +46,7 @@ class Method:
     unpack: Callable[[Any, Base, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
     to_peft: Callable[[Any, Base], dict[str, Any]]
     from_peft: Callable[[Mapping[str, Any], Base], Any]
+    expand: Callable[[Any, Base, Any], dict[str, Any]] | None = None
 
 
 # peft_type of an adapter_config.json → (spec class, method).
@@ -59,6 +63,20 @@ METHODS: dict[str, tuple[type, Method]] = {
             unpack=lora_files.unpack,
             to_peft=lora_config.to_peft,
             from_peft=lora_config.from_peft,
+        ),
+    ),
+    "IA3": (
+        IA3,
+        Method(
+            check=ia3.check,
+            abstract=ia3.abstract,
+            init=ia3.init,
+            count=ia3.count,
+            shapes=ia3_files.shapes,
+            pack=ia3_files.pack,
+            unpack=ia3_files.unpack,
+            to_peft=ia3_files.to_peft,
+            from_peft=ia3_files.from_peft,
         ),
     ),
 }

@@ -29,6 +29,7 @@ from fmjax.nn.outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from fmjax.nn.ports import check_expanded
 from fmjax.nn.stack import apply_layers
 
 STACK = "layers"
@@ -137,6 +138,7 @@ class Bert(nn.Module):
           DataError: an input that has not the shape of input_ids.
         """
         cfg, ex = self.config, self.execution
+        check_expanded(self)
         _check_shapes(
             input_ids,
             attention_mask=attention_mask,
