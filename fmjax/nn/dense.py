@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from fmjax.core.execution import Execution
 from fmjax.nn import ia3_port, ports
 from fmjax.nn.param import param
+from fmjax.quant import Packed, matmul
 
 
 class Dense(nn.Module):
-    """y = x W + b over the last axis, with W [in, *features].
+    """y = x W + b over the last axis, with W [in, *features], which may be packed.
 
     Attributes:
       features: size of the output, or several sizes for a fused projection such as (3, D).
@@ -37,16 +38,21 @@ class Dense(nn.Module):
         x = ia3_port.scale_inputs(self, x)
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         shape = (x.shape[-1], *features)
-        kernel = param(self, "kernel", self._init, shape, self.axes, ex.param_dtype, between=0)
+        kernel = param(
+            self, "kernel", self._init, shape, self.axes, ex.param_dtype, between=0, packed=True
+        )
+        out_dtype = self.out_dtype or ex.dtype
         # One kernel for each row of the batch, in a bank of adapters with copies of it.
         by_row = ((0,), (0,)) if kernel.ndim > len(shape) else ((), ())
 
         def product(x: jax.Array) -> jax.Array:
+            if isinstance(kernel, Packed):
+                return matmul(x.astype(ex.dtype), kernel, out_dtype)
             return jax.lax.dot_general(
                 x.astype(ex.dtype),
                 kernel.astype(ex.dtype),
                 (((x.ndim - 1,), (len(by_row[0]),)), by_row),
-                preferred_element_type=self.out_dtype or ex.dtype,
+                preferred_element_type=out_dtype,
             )
 
         y = ports.low_rank(self, x, kernel, product)

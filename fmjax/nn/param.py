@@ -17,6 +17,7 @@ from fmjax.core.adapter import COLLECTION
 from fmjax.core.errors import ConfigError
 from fmjax.core.params import ParamSpec
 from fmjax.nn import bank_port
+from fmjax.quant import Packed
 
 _record: ContextVar[dict[str, tuple[str | None, ...]] | None] = ContextVar("axes", default=None)
 
@@ -30,15 +31,25 @@ def param(
     dtype: Any,
     *,
     between: int | None = None,
-) -> jax.Array:
+    packed: bool = False,
+) -> jax.Array | Packed:
     """Declares (or reads) a parameter of `module` whose dimensions bear the names `axes`.
 
     A copy of it in the module's adapter, under the same name, is read in its place. In a bank of
     adapters each row of the batch has its own, and the result has the leading axes [B, 1 × between]
     then; None says that the module cannot use that.
 
+    Args:
+      module: that owns the parameter.
+      name: in the module.
+      init: initialiser.
+      shape, axes, dtype: of the array.
+      between: axes that the module's input has between its batch and those of the parameter.
+      packed: whether the caller can use a packed weight, and returns one where it stands.
+
     Raises:
-      ConfigError: a copy of another shape, or one for each row where `between` is None.
+      ConfigError: a copy or a packed weight of another shape; a packed weight that cannot be used
+        here; a copy for each row where `between` is None.
     """
     record = _record.get()
     if record is not None:
@@ -49,7 +60,28 @@ def param(
             return _copy(module, name, shape)
         original = module.param(name, init, shape, dtype)
         return bank_port.copy(module, name, bank, original, between)
+    if module.has_variable("params", name):
+        held = module.get_variable("params", name)
+        if isinstance(held, Packed):
+            return _packed(module, name, held, shape, packed)
     return module.param(name, init, shape, dtype)
+
+
+def _packed(
+    module: nn.Module, name: str, held: Packed, shape: tuple[int, ...], usable: bool
+) -> Packed:
+    path = "/".join((*module.path, name))
+    if not usable:
+        raise ConfigError(
+            f"{path!r} is packed in {held.name}, which only the kernels of linear layers can be; "
+            "dequantize it"
+        )
+    if held.shape != shape:
+        raise ConfigError(
+            f"{path!r} is packed from shape {held.shape} where the model has {shape}; use the "
+            "config that it was made for"
+        )
+    return held
 
 
 def _copy(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
