@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 
 from fmjax.core.adapter import COLLECTION
+from fmjax.nn import bank_port
 
 
 def scale_inputs(module: nn.Module, x: jax.Array) -> jax.Array:
@@ -19,5 +20,8 @@ def scale_outputs(module: nn.Module, y: jax.Array) -> jax.Array:
 def _scaled(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     if not module.has_variable(COLLECTION, name):
         return x
+    factor, bank = module.get_variable(COLLECTION, name), bank_port.of(module, name)
+    if bank is not None:
+        factor = bank_port.elementwise(bank, name, 1.0, x.ndim - factor.ndim)
     # In the factors' precision, rounded once.
-    return (x * module.get_variable(COLLECTION, name)).astype(x.dtype)
+    return (x * factor).astype(x.dtype)

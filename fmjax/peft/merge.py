@@ -1,8 +1,8 @@
 """Folding an adapter into its base for export, and taking it out again."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -10,65 +10,148 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.core import tree
+from fmjax.core.adapter import ENCODER, PRESENT
 from fmjax.core.errors import ConfigError
+from fmjax.peft import ia3_math, lora_math
 from fmjax.peft.base import Base
+from fmjax.quant import Packed
 
+_LOW_RANK = ("lora_a", "lora_b", "lora_scale", "lora_dropout", "lora_bias", "magnitude")
 _NEEDED = {"lora_a", "lora_b", "lora_scale"}
+_VIRTUAL = {
+    "prefix_key": "a prefix",
+    "prefix_value": "a prefix",
+    "prompt": "a prompt",
+}
+
+Leaves = dict[str, Any]
 
 
-def merge(model: nn.Module, params: tree.Tree, adapter: tree.Tree) -> dict[str, Any]:
-    """W + s · A B for every adapted matrix, in place of W; the adapter's copies in place of theirs.
+def merge(
+    model: nn.Module,
+    params: tree.Tree,
+    adapter: tree.Tree,
+    *,
+    base: Literal["dequantized"] | None = None,
+) -> dict[str, Any]:
+    """The parameters that compute alone what base and adapter compute together.
 
-    The sum is taken in float32, one layer at a time, and cast back to W's dtype; layout and
-    sharding stay. Parameters without an adapter are passed on, not copied, and `params` stays
-    valid. Training with the adapter applied inside the layers takes far less memory; merging is
-    for export.
+    LoRA: W + s · A B in place of W. DoRA: m · (W + s · A B) / ‖W + s · A B‖. IA³: the rows or
+    columns of W times their factors. Copies (biases, `modules_to_save`) take the place of the
+    base's, and a bias of the factors is added to the layer's.
+
+    Sums are taken in float32, one layer at a time, and cast back to W's dtype; layout and sharding
+    stay. Parameters without an adapter are passed on, not copied, and `params` stays valid.
+    Training with the adapter applied inside the layers takes far less memory; merging is for
+    export.
 
     Args:
       model: whose parameters these are.
-      params: of the base.
+      params: of the base. For an adapter that was trained on packed weights these may be the
+        original ones, of full precision, or the packed ones with `base`: the two results differ.
+        An adapter has learned to make up for the rounding of the packed ones.
       adapter: from `init`, `load` or training.
+      base: "dequantized" unpacks all packed weights, to the dtype that they stand for, and merges
+        into that; it must be said.
 
     Raises:
-      ConfigError: an adapter that does not fit `params`, or that sits on a tied embedding, where
-        merging would change the output head as well.
+      ConfigError: an adapter that does not fit `params`, that is no change of weights (a prefix, a
+        prompt), or that sits on a tied embedding, where merging would change the output head as
+        well; packed params without `base`, or `base` without packed params.
     """
-    return _fold(model, params, adapter, 1.0)
+    packed = [path for path, w in tree.flatten(params).items() if isinstance(w, Packed)]
+    if base not in (None, "dequantized"):
+        raise ConfigError(f"base={base!r} is unknown; it is 'dequantized' or left out")
+    if packed and base is None:
+        raise ConfigError(
+            f"{packed[0]!r} is packed and an adapter changes it in full precision; pass "
+            "base='dequantized' to merge into what these weights stand for, or the original params"
+        )
+    if base is not None and not packed:
+        raise ConfigError(
+            f"base={base!r} is for packed params, and none of these are; leave it out"
+        )
+    flat = {
+        path: w.dequantize() if isinstance(w, Packed) else w
+        for path, w in tree.flatten(params).items()
+    }
+    return _fold(model, flat, adapter, into=True)
 
 
 def unmerge(model: nn.Module, params: tree.Tree, adapter: tree.Tree) -> dict[str, Any]:
     """Undoes `merge` up to the rounding of W's dtype. Arguments as there.
 
     Raises:
-      ConfigError: as `merge`; and an adapter with copies: what they replaced is gone.
+      ConfigError: as `merge`; and an adapter of which merging kept too little: with copies or
+        magnitudes, or a factor of zero; packed params.
     """
-    return _fold(model, params, adapter, -1.0)
+    return _fold(model, tree.flatten(params), adapter, into=False)
 
 
-def _fold(model: nn.Module, params: tree.Tree, adapter: tree.Tree, sign: float) -> dict[str, Any]:
-    flat = tree.flatten(params)
-    tied = {path: name for name, path in Base.of(model).tied.items()}
-    for module, leaves in _modules(adapter).items():
-        if not leaves.keys() & {"lora_a", "lora_b"}:
-            flat |= {
-                f"{module}/{k}": _copy(f"{module}/{k}", flat, x, sign) for k, x in leaves.items()
-            }
+def _fold(model: nn.Module, flat: Leaves, adapter: tree.Tree, *, into: bool) -> dict[str, Any]:
+    survey = Base.of(model)
+    stacked = {w.target.path: w.stacked for w in survey.params}
+    tied = {path: name for name, path in survey.tied.items()}
+    for module, leaves in _modules(adapter):
+        _check_kind(module, leaves)
+        low = {k: leaves.pop(k) for k in _LOW_RANK if k in leaves}
+        factors = {k: leaves.pop(k) for k in ia3_math.IA3_LEAVES if k in leaves}
+        for name, copy in leaves.items():
+            path = f"{module}/{name}"
+            flat[path] = _copy(path, flat, copy, into)
+        if not low and not factors:
             continue
-        if leaves.keys() - {"lora_dropout"} != _NEEDED:
+        owner, _, below = module.rpartition("/")
+        if module in tied or (owner in tied and f"{owner}/{below}/kernel" not in flat):
+            name = tied.get(module) or tied[owner]
             raise ConfigError(
-                f"the adapter at {module!r} has {', '.join(sorted(leaves))} and cannot be merged; "
-                f"a low-rank one has {', '.join(sorted(_NEEDED))}"
+                f"the adapter on {module!r} cannot be merged: {name!r} shares the table and would "
+                "change too; untie the model, or export base and adapter apart"
             )
-        path = next((p for p in (f"{module}/kernel", f"{module}/embedding") if p in flat), None)
-        if path is None:
-            raise _unknown(module)
-        if module in tied:
-            raise ConfigError(
-                f"the adapter on {module!r} cannot be merged: {tied[module]!r} shares the table "
-                "and would change too; untie the model, or export base and adapter apart"
-            )
-        flat[path] = _sum(path, flat[path], leaves, sign)
+        path = _weight(module, flat)
+        if isinstance(flat[path], Packed):
+            raise ConfigError(f"{path!r} is packed and holds no adapter that could be taken out")
+        layers = stacked.get(path, False)
+        if low:
+            _low_rank(module, path, flat, low, layers, into)
+        if factors:
+            _scale(module, path, flat, factors, layers, into)
     return tree.unflatten(flat)
+
+
+def _modules(adapter: tree.Tree) -> Iterator[tuple[str, Leaves]]:
+    modules: dict[str, Leaves] = {}
+    for path, leaf in tree.flatten(adapter).items():
+        module, _, name = path.rpartition("/")
+        modules.setdefault(module, {})[name] = leaf
+    return iter(modules.items())
+
+
+def _check_kind(module: str, leaves: Leaves) -> None:
+    for name in leaves:
+        if name in _VIRTUAL or module.partition("/")[0] == ENCODER:
+            raise ConfigError(
+                f"the adapter at {module!r} is {_VIRTUAL.get(name, 'a prefix or prompt')}, which "
+                "is no change of weights and cannot be merged; export base and adapter apart"
+            )
+        if name == "rows" or name.endswith(PRESENT):
+            raise ConfigError(
+                f"the adapter at {module!r} is a bank of several; merge one of them: "
+                "fmjax.peft.take(bank, number)"
+            )
+    if leaves.keys() & set(_LOW_RANK) and not _NEEDED <= leaves.keys():
+        raise ConfigError(
+            f"the adapter at {module!r} has {', '.join(sorted(leaves))} and cannot be merged; "
+            f"a low-rank one has {', '.join(sorted(_NEEDED))}"
+        )
+
+
+def _weight(module: str, flat: Leaves) -> str:
+    """Path of the matrix that a module's adapter changes."""
+    for name in ("kernel", "embedding", "weight"):
+        if f"{module}/{name}" in flat:
+            return f"{module}/{name}"
+    raise _unknown(module)
 
 
 def _unknown(name: str) -> ConfigError:
@@ -78,11 +161,19 @@ def _unknown(name: str) -> ConfigError:
     )
 
 
-def _copy(path: str, flat: Mapping[str, Any], copy: Any, sign: float) -> jax.Array:
+def _misfit(path: str, w: Any, leaves: Leaves) -> ConfigError:
+    shapes = ", ".join(f"{name} {x.shape}" for name, x in leaves.items())
+    return ConfigError(
+        f"the adapter's {shapes} does not fit {path!r} {w.shape}; use the params of the model that "
+        "it was made for"
+    )
+
+
+def _copy(path: str, flat: Leaves, copy: Any, into: bool) -> jax.Array:
     own = flat.get(path)
     if own is None:
         raise _unknown(path)
-    if sign < 0:
+    if not into:
         raise ConfigError(
             f"the adapter replaced {path!r} and cannot be taken out; keep the base's params"
         )
@@ -95,41 +186,80 @@ def _copy(path: str, flat: Mapping[str, Any], copy: Any, sign: float) -> jax.Arr
     return jax.device_put(jnp.array(copy, own.dtype), getattr(own, "sharding", None))
 
 
-def _modules(adapter: tree.Tree) -> dict[str, dict[str, Any]]:
-    modules: dict[str, dict[str, Any]] = {}
-    for path, leaf in tree.flatten(adapter).items():
-        module, _, name = path.rpartition("/")
-        modules.setdefault(module, {})[name] = leaf
-    return modules
-
-
-def _sum(path: str, w: Any, leaves: Mapping[str, Any], sign: float) -> jax.Array:
-    if not isinstance(w, jax.Array | np.ndarray):
+def _low_rank(
+    module: str, path: str, flat: Leaves, leaves: Leaves, stacked: bool, into: bool
+) -> None:
+    """Puts a low-rank adapter into `flat`, or takes it out."""
+    w, lead = flat[path], int(stacked)
+    leaves = {k: x for k, x in leaves.items() if k != "lora_dropout"}
+    if "magnitude" in leaves and not into:
         raise ConfigError(
-            f"{path!r} is packed ({type(w).__name__}) and cannot take a sum; dequantise it first"
+            f"the adapter at {module!r} is DoRA's, and the norms that it divided by are not in the "
+            "merged weights, so it cannot be taken out; keep the base's params"
         )
-    a, b, scale = leaves["lora_a"], leaves["lora_b"], leaves["lora_scale"]
-    stack = np.ndim(scale)  # 1 if there is a leading layers axis, else 0
-    if (*a.shape[:-1], *b.shape[stack + 1 :]) != w.shape or a.shape[-1] != b.shape[stack]:
-        raise ConfigError(
-            f"the adapter at {path!r} with A {a.shape} and B {b.shape} does not fit {w.shape}; "
-            "use the params of the model that it was made for"
-        )
-    return _adder(getattr(w, "sharding", None))(w, a, b, scale, sign)
+    outputs = leaves["lora_b"].shape[1 + lead :]
+    for name in ("magnitude", "lora_bias"):
+        if name in leaves and leaves[name].shape[lead:] != outputs:
+            raise _misfit(path, w, {name: leaves[name]})
+    fold = _folded(getattr(w, "sharding", None), stacked, into)
+    try:
+        shape = jax.eval_shape(fold, w, leaves).shape
+    except (TypeError, ValueError, IndexError):  # factors that do not go with each other
+        shape = None
+    if shape != w.shape:
+        raise _misfit(path, w, {k: leaves[k] for k in ("lora_a", "lora_b")})
+    flat[path] = fold(w, leaves)
+    if "lora_bias" in leaves:
+        bias = flat.get(f"{module}/bias")
+        if bias is None:
+            raise ConfigError(
+                f"the adapter's bias at {module!r} cannot be merged: the layer has none of its "
+                "own; export base and adapter apart"
+            )
+        change = jax.vmap(lora_math.bias_change) if stacked else lora_math.bias_change
+        total = bias.astype(jnp.float32) + (1 if into else -1) * change(leaves)
+        flat[f"{module}/bias"] = total.astype(bias.dtype)
 
 
 @functools.lru_cache
-def _adder(sharding: Any) -> Any:
-    def add(w: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, sign: float) -> jax.Array:
-        def one(layer: tuple[jax.Array, ...]) -> jax.Array:
-            w, a, b, scale = layer
-            # TPUs would multiply in bfloat16 by default, which is no float32 sum.
-            delta = jnp.tensordot(
-                a.astype(jnp.float32), b.astype(jnp.float32), 1, precision=jax.lax.Precision.HIGHEST
-            )
-            return (w.astype(jnp.float32) + sign * scale * delta).astype(w.dtype)
+def _folded(sharding: Any, stacked: bool, into: bool) -> Any:
+    def one(layer: tuple[jax.Array, Mapping[str, jax.Array]]) -> jax.Array:
+        w, leaves = layer
+        change = lora_math.merged if into else lora_math.unmerged
+        return change(w, leaves).astype(w.dtype)
 
+    def fold(w: jax.Array, leaves: Mapping[str, jax.Array]) -> jax.Array:
         # Layer by layer, so that no float32 copy of a whole stack exists.
-        return jax.lax.map(one, (w, a, b, scale)) if scale.ndim else one((w, a, b, scale))
+        return jax.lax.map(one, (w, leaves)) if stacked else one((w, leaves))
 
-    return jax.jit(add, out_shardings=sharding)
+    return jax.jit(fold, out_shardings=sharding)
+
+
+def _scale(
+    module: str, path: str, flat: Leaves, factors: Leaves, stacked: bool, into: bool
+) -> None:
+    """Puts IA³'s factors into `flat`, or takes them out."""
+    w, bias, lead = flat[path], flat.get(f"{module}/bias"), int(stacked)
+    for name, factor in factors.items():
+        own = w.shape[: lead + 1] if name == "ia3_in" else (*w.shape[:lead], *w.shape[lead + 1 :])
+        if factor.shape != own:
+            raise _misfit(path, w, {name: factor})
+        if not into:
+            if not bool(jnp.all(factor)):
+                raise ConfigError(
+                    f"the adapter's {module}/{name} has a factor of zero, and what it multiplied "
+                    "is gone; keep the base's params"
+                )
+            factors = factors | {name: 1 / factor.astype(jnp.float32)}
+    w, bias = _scaled(getattr(w, "sharding", None), stacked)(w, factors, bias)
+    flat[path] = w
+    if bias is not None:
+        flat[f"{module}/bias"] = bias
+
+
+@functools.lru_cache
+def _scaled(sharding: Any, stacked: bool) -> Any:
+    def scale(w: jax.Array, factors: Leaves, bias: jax.Array | None) -> Any:
+        return ia3_math.merged(w, factors, bias, stacked=stacked)
+
+    return jax.jit(scale, out_shardings=(sharding, None))

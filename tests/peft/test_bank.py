@@ -134,6 +134,50 @@ def test_copies_differ_by_row(scan):
         assert flat["layers/mlp_norm/scale_present"].shape == (2, 3)
 
 
+def with_magnitude(adapter, seed=5):
+    """The adapter as DoRA, magnitudes and biases of the factors drawn at random."""
+    rng = np.random.default_rng(seed)
+    flat = tree.flatten(adapter)
+    for path, b in list(flat.items()):
+        module, _, name = path.rpartition("/")
+        if name == "lora_b":
+            shape = (*b.shape[: flat[f"{module}/lora_scale"].ndim], *b.shape[-1:])
+            for leaf, start in (("magnitude", 1.0), ("lora_bias", 0.0)):
+                if leaf == "magnitude" or "embed" not in path:
+                    flat[f"{module}/{leaf}"] = jnp.asarray(
+                        start + rng.uniform(size=shape), jnp.float32
+                    )
+    return tree.unflatten(flat)
+
+
+def test_methods_mix(llama):
+    factors = trained(llama, peft.IA3())
+    dora = with_magnitude(trained(llama, SPECS[0]))
+    plain = trained(llama, SPECS[1])
+    bank = peft.bank([factors, dora, plain], llama[0])
+    rows = np.array([1, 2, 3, 0])
+    expected = one_by_one(llama, [factors, dora, plain], rows)
+    np.testing.assert_allclose(
+        outputs(*llama, peft.select(bank, rows)), expected, rtol=0, atol=5e-5
+    )
+    for number, own in enumerate((factors, dora, plain), 1):
+        assert tree.flatten(peft.take(bank, number)).keys() == tree.flatten(own).keys()
+
+    def loss(adapter):
+        out = llama[0].apply({"params": llama[1], "adapter": adapter}, input_ids=IDS).logits
+        return jnp.sum(out[..., 0])
+
+    learned, fixed = tree.partition(bank, tree.match_rules(peft.TRAINABLE, bank))
+    grads = jax.grad(lambda x: loss(peft.select(tree.combine(x, fixed), [2] * 4)))(learned)
+    own = tree.flatten(jax.grad(loss)(dora))
+    for path, x in tree.flatten(peft.take(tree.combine(grads, fixed), 2)).items():
+        if not path.endswith("lora_scale"):
+            expected = padded(own[path], x.shape)
+            np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-4)
+    for path, x in tree.flatten(grads).items():  # of the factors that this row does not have
+        assert path.endswith(("ia3_in", "ia3_out")) <= (not x.any())
+
+
 def test_gradients_reach_an_adapter_from_its_rows_only(bert):
     model, params = bert
     adapters = [trained(bert, spec, seed) for seed, spec in enumerate(HEADS)]
