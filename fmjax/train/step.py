@@ -1,7 +1,7 @@
 """One training step for every objective and every adaptation."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fmjax.core import adapter, logical, tree
+from fmjax.core import logical, tree
 from fmjax.core.errors import ConfigError
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.train.gradients import global_norm, summed_gradients
@@ -20,13 +20,10 @@ from fmjax.train.placement import (
     variable_shardings,
 )
 from fmjax.train.state import TrainState
+from fmjax.train.trainable import Trainable, split
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
-PathRules = Sequence[tuple[str, bool]]
-
-TRAIN_PARAMS: PathRules = ((r"^params/", True), (r".", False))
-TRAIN_ADAPTER: PathRules = ((rf"^(?!{adapter.COLLECTION}/)", False), *adapter.TRAINABLE)
 
 
 class Objective(Protocol):
@@ -53,7 +50,7 @@ class Step:
     mesh: Mesh | None
     rules: logical.Rules
     abstract: Mapping[str, Any] | None
-    trainable: PathRules | None
+    trainable: Trainable | None
     accumulate: int
     clip_norm: float | None
     learning_rate: optax.ScalarOrSchedule | None
@@ -119,15 +116,7 @@ class Step:
 
     def split(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(trained, frozen) parts of the variables, by the rules over paths."""
-        rules = self.trainable
-        if rules is None:
-            rules = TRAIN_ADAPTER if variables.get("adapter") else TRAIN_PARAMS
-        trained, frozen = tree.partition(
-            variables, tree.match_rules(rules, variables, "trainable rule")
-        )
-        if not trained:
-            raise ConfigError("no parameter is trained: the trainable rules select none")
-        return trained, frozen
+        return split(variables, self.trainable)
 
     def _init(self, variables: Any) -> tuple[Any, Any]:
         trained, _ = self.split(variables)
@@ -262,7 +251,7 @@ def make_step(
     mesh: Mesh | None = None,
     rules: logical.Rules | None = None,
     abstract: Mapping[str, Any] | None = None,
-    trainable: PathRules | None = None,
+    trainable: Trainable | None = None,
     accumulate: int = 1,
     clip_norm: float | None = 1.0,
     learning_rate: optax.ScalarOrSchedule | None = None,
