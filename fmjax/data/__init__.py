@@ -29,6 +29,14 @@ _HOME = {
     "EvalBatches": "loader",
     "text_batches": "loader",
     "eval_batches": "loader",
+    "DEFAULT_TEMPLATE": "chat_tokens",
+    "encode_chat": "chat_tokens",
+    "encode_chats": "chat_tokens",
+    "use_default_template": "chat_tokens",
+    "ChatDocuments": "chat_packing",
+    "chat_batches": "chat_packing",
+    "chat_documents": "chat_packing",
+    "chat_eval_batches": "chat_packing",
     "DevicePrefetch": "device",
 }
 __all__ = sorted(_HOME)

@@ -2,6 +2,9 @@
 
 The environment follows Hugging Face's conventions (block trimming, `raise_exception`,
 `strftime_now`, a `tojson` that does not escape HTML, loop controls, `{% generation %}` marks).
+
+Which part of a rendered conversation is an answer is told by those marks, or else, where a template
+has none, by what each answer adds to the rendering of the messages before it.
 """
 
 import functools
@@ -12,21 +15,33 @@ from typing import Any
 
 from fmjax.core.errors import TokenizerError
 
+ASSISTANT = "assistant"
+Span = tuple[int, int]  # first character, and one past the last
+
+# What stands around the body of `{% generation %}` while a rendering is searched for answers:
+# characters that Unicode reserves for such uses within a program.
+_MARKS = {"fmjax_answer_begins": "\ufdd0", "fmjax_answer_ends": "\ufdd1"}
+
 
 @functools.lru_cache(maxsize=32)
 def _compile(template: str):
     import jinja2
+    from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class GenerationMarks(Extension):
-        """`{% generation %}…{% endgeneration %}` marks assistant text and renders as its body."""
+        """`{% generation %}…{% endgeneration %}` renders as its body, between marks if wanted."""
 
         tags = {"generation"}
 
         def parse(self, parser):
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            begin, end = (
+                nodes.Output([nodes.Name(name, "load")]).set_lineno(line) for name in _MARKS
+            )
+            return [begin, *body, end]
 
     def raise_exception(message):
         raise jinja2.exceptions.TemplateError(message)
@@ -99,3 +114,75 @@ def render(
         raise TokenizerError(f"the chat template, line {e.lineno}: {e.message}; fix it") from e
     except (jinja2.exceptions.TemplateError, TypeError, ValueError, OverflowError) as e:
         raise TokenizerError(f"the chat template refuses these messages: {e}") from e
+
+
+def answers(
+    template: str, messages: Sequence[Mapping[str, Any]], **variables: Any
+) -> tuple[str, list[Span]]:
+    """A conversation, and where in it the assistant's answers are, each with its end-of-turn mark.
+
+    A template with `{% generation %}` blocks says so itself. Otherwise an answer is all that its
+    message adds to the messages before it and the header of the assistant's turn.
+
+    Args:
+      template: Jinja source.
+      messages: `{"role", "content", …}` in order.
+      **variables: whatever else the template reads.
+
+    Returns:
+      The text, and a span for each message of the assistant, in order.
+
+    Raises:
+      TokenizerError: as `render`; an answer that cannot be told from the rest.
+    """
+    text = render(template, messages, **variables)
+    if any(mark in text for mark in _MARKS.values()):
+        raise TokenizerError("a message holds U+FDD0 or U+FDD1, which are no characters; remove it")
+    begin, end = _MARKS.values()
+    marked = render(template, messages, **variables, **_MARKS)
+    spans = []
+    if begin in marked:
+        start = 0
+        for piece in marked.split(begin):
+            body, closed, rest = piece.partition(end)
+            if closed:
+                spans.append((start, start + len(body)))
+            start += len(body) + len(rest)
+        if marked.replace(begin, "").replace(end, "") != text:
+            raise TokenizerError(
+                "the chat template changes the text of its {% generation %} blocks afterwards; "
+                "apply filters within the blocks"
+            )
+    else:
+        spans = _added(template, messages, text, variables)
+    number = sum(message["role"] == ASSISTANT for message in messages)
+    if len(spans) != number:
+        raise TokenizerError(
+            f"the chat template has {len(spans)} {{% generation %}} blocks for {number} messages "
+            "of the assistant; put one around each of them, its end-of-turn token included"
+        )
+    return text, spans
+
+
+def _added(
+    template: str, messages: Sequence[Mapping[str, Any]], text: str, variables: Mapping[str, Any]
+) -> list[Span]:
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] != ASSISTANT:
+            continue
+        if not i:
+            raise TokenizerError(
+                "the conversation begins with an answer, and the chat template does not say where "
+                "answers are; begin with a user's message, or add {% generation %} blocks to it"
+            )
+        before = render(template, messages[:i], add_generation_prompt=True, **variables)
+        through = render(template, messages[: i + 1], **variables)
+        if not (through.startswith(before) and text.startswith(through)):
+            raise TokenizerError(
+                f"message {i}: the chat template writes earlier messages differently once more "
+                "follow, so answers cannot be found; put {% generation %} and {% endgeneration %} "
+                "around the assistant's messages in the template"
+            )
+        spans.append((len(before), len(through)))
+    return spans

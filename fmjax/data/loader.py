@@ -283,7 +283,7 @@ def text_batches(
     settings["checksums"] = [
         zlib.crc32(documents.offsets, zlib.crc32(documents.tokens)) for documents in corpora
     ]
-    return TextBatches(_read(batches, prefetch), settings, corpora)
+    return TextBatches(read_ahead(batches, prefetch), settings, corpora)
 
 
 def _with_words(
@@ -292,7 +292,8 @@ def _with_words(
     return (rows, empty) if words is None else (rows.map(words.add), words.add(empty))
 
 
-def _read(batches: grain.MapDataset, prefetch: int) -> Any:
+def read_ahead(batches: grain.MapDataset, prefetch: int) -> Any:
+    """An iterator over batches that prepares some ahead in background threads."""
     options = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
     return iter(batches.to_iter_dataset(options))
 
@@ -308,7 +309,7 @@ class EvalBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _read(self._batches, self._prefetch)
+        return read_ahead(self._batches, self._prefetch)
 
 
 def eval_batches(

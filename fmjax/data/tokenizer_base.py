@@ -101,27 +101,39 @@ class TokenizerBase:
         Raises:
           TokenizerError: there is no template, or it refuses the messages.
         """
+        template, variables = self._chat(chat_template, variables)
+        text = chat.render(
+            template, messages, add_generation_prompt=add_generation_prompt, **variables
+        )
+        # The template writes the special tokens itself.
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    def chat_answers(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> tuple[str, list[chat.Span]]:
+        """A conversation as text, and where the assistant's answers are; see `chat.answers`."""
+        template, variables = self._chat(chat_template, variables)
+        return chat.answers(template, messages, **variables)
+
+    def _chat(self, name: str | None, variables: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The template's source, and the variables with the special tokens."""
         templates = self.config.get("chat_template", {})
-        if chat_template is None:
-            chat_template = "tool_use" if variables.get("tools") else "default"
-            if chat_template not in templates:
-                chat_template = "default"
-            if chat_template not in templates:
+        if name is None:
+            name = "tool_use" if variables.get("tools") else "default"
+            if name not in templates:
+                name = "default"
+            if name not in templates:
                 raise TokenizerError(
                     "this tokenizer has no chat template (neither chat_template.jinja nor "
                     "chat_template in tokenizer_config.json); pass chat_template=, or prompt with "
                     "plain text"
                 )
-        template = templates.get(chat_template, chat_template)
         special = {k: self.config[k] for k in tokenizer_files.SPECIAL if self.config.get(k)}
-        text = chat.render(
-            template,
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            **{**special, **variables},
-        )
-        # The template writes the special tokens itself.
-        return self.encode(text, add_special_tokens=False) if tokenize else text
+        return templates.get(name, name), {**special, **variables}
 
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files to `directory`, for fmjax and for transformers.

@@ -4,6 +4,7 @@ from fmjax.objectives.causal_lm import CausalLM, next_token_targets
 from fmjax.objectives.classification import SequenceClassification
 from fmjax.objectives.embedding import SentenceEmbedding
 from fmjax.objectives.masked_lm import MaskedLM
+from fmjax.objectives.preference import DPO, log_probabilities
 from fmjax.objectives.pretraining import Pretraining
 from fmjax.objectives.router import (
     expert_shares,
@@ -16,6 +17,7 @@ from fmjax.objectives.token_classification import TokenClassification
 
 __all__ = [
     "CausalLM",
+    "DPO",
     "MaskedLM",
     "Pretraining",
     "QuestionAnswering",
@@ -24,6 +26,7 @@ __all__ = [
     "TokenClassification",
     "expert_shares",
     "load_balancing_loss",
+    "log_probabilities",
     "next_token_targets",
     "router_statistics",
     "router_z_loss",

@@ -14,6 +14,12 @@ from fmjax.core.errors import DataError
 from fmjax.data.loader import Batch, TextBatches, check_weights, derived_seed, process_share
 from fmjax.data.tasks.collate import EVAL_LENGTH_BUCKETS, LENGTH_BUCKETS, Feature, FeatureTable
 
+Transform = Callable[[Batch], Batch]
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
 
 class _Batches(grain.MapDataset):
     """Batch k: examples k·B … (k + 1)·B of the epochs laid end to end; this process's rows of it.
@@ -29,8 +35,10 @@ class _Batches(grain.MapDataset):
         epochs: int | None,
         batch_size: int,
         share: tuple[int, int],
+        transform: Transform,
     ):
         super().__init__()
+        self._transform = transform
         self._table, self._order, self._batch_size = table, order, batch_size
         self._total = sys.maxsize if epochs is None else epochs * len(table)
         process, processes = share
@@ -49,12 +57,13 @@ class _Batches(grain.MapDataset):
         n = len(self._table)
         places = [divmod(place, n) for place in range(start, stop)]
         examples = np.array([self._order(epoch)[place] for epoch, place in places])
-        return self._table.collate(
+        batch = self._table.collate(
             examples[self._first : self._first + self._local],
             length=self._table.padded_length(examples),
             rows=self._local,
             filler=examples[0],
         )
+        return self._transform(batch)
 
     def read(self, prefetch: int) -> Iterator[Batch]:
         options = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
@@ -76,6 +85,7 @@ def task_batches(
     process_index: int | None = None,
     process_count: int | None = None,
     prefetch: int = 4,
+    transform: Transform = _as_it_is,
 ) -> TextBatches:
     """Training batches: every example once an epoch, in a new order each epoch.
 
@@ -84,9 +94,9 @@ def task_batches(
 
     Args:
       features: one dict an example. `input_ids` is a list of token ids, or a list of K such lists
-        for an example of K texts; `token_type_ids`, if there, is its like. Of any other field a
-        list of integers is one value a token, a list of floats is N values of the example, and a
-        number is one value of the example.
+        for an example of K texts; `token_type_ids`, and labels of their tokens, are its like. Of
+        any other field a list of integers is one value a token, a list of floats is N values of
+        the example, and a number is one value of the example.
       batch_size: B, rows of the global batch; each process gets its share.
       pad_id: fills `input_ids` on the right.
       max_length: the largest T; default is the longest example.
@@ -100,6 +110,7 @@ def task_batches(
       pad_multiple: rounds each T up, as a sharded sequence axis needs; may exceed `max_length`.
       process_index, process_count: default JAX's.
       prefetch: batches prepared ahead in background threads; 0 for none.
+      transform: of each batch.
 
     Returns:
       An iterator with `get_state` and `set_state` over batches of `input_ids`, `attention_mask`
@@ -142,7 +153,7 @@ def task_batches(
         "group_by_length": group_by_length, "epochs": epochs, "length_buckets": table.buckets,
         "pad_id": pad_id, "examples": n, "checksum": table.checksum(),
     }  # fmt: skip
-    batches = _Batches(table, order, epochs, batch_size, share)
+    batches = _Batches(table, order, epochs, batch_size, share, transform)
     return TextBatches(batches.read(prefetch), settings)
 
 
@@ -213,6 +224,7 @@ def eval_task_batches(
     process_index: int | None = None,
     process_count: int | None = None,
     prefetch: int = 4,
+    transform: Transform = _as_it_is,
 ) -> EvalTaskBatches:
     """Evaluation batches: every example once.
 
@@ -236,5 +248,5 @@ def eval_task_batches(
     order = np.arange(len(table))
     if sort_by_length:
         order = np.argsort(-table.lengths, kind="stable")
-    batches = _Batches(table, lambda epoch: order, 1, batch_size, share)
+    batches = _Batches(table, lambda epoch: order, 1, batch_size, share, transform)
     return EvalTaskBatches(batches, order, table.lengths, prefetch)

@@ -143,7 +143,7 @@ def _row(feature: Feature, i: int) -> _Row:
     nested = _is_nested(feature)
     row: _Row = {}
     for field, value in feature.items():
-        if nested and field in ("input_ids", "token_type_ids"):
+        if nested and isinstance(value, list) and value and np.ndim(value[0]) > 0:
             row[field] = [np.asarray(tokens, np.int32) for tokens in value]
         else:
             row[field] = _values(value, field, i)
