@@ -104,20 +104,25 @@ def _by_layers(leaf: Callable[..., Any], decay: float, g: Any, p: Any, m: Any, v
     """Updates a large stack in eight bits layer by layer, in place.
 
     A block's largest value is known only once its moments are, so that these stand in memory in
-    float32: for one layer, here. The loop writes where it reads (a scan would give new arrays).
+    float32: for one layer, here. Nothing reads the stacks but to fetch the next layer from what has
+    just been written, so that XLA need not copy them (as a scan would).
     """
     if not isinstance(m, Blockwise) or g.ndim < 3 or g.size < SLICE or m.absmax.shape[0] < len(g):
         return leaf(decay, g, p, m, v)
 
-    def body(i: jax.Array, carry: Any) -> Any:
-        # Without the barrier XLA converts the whole stack of parameters ahead of the loop.
-        here, (g, m, v) = jax.lax.optimization_barrier(
-            jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), (p, carry))
-        )
+    def fetch(stacks: Any, i: Any) -> Any:
         return jax.tree.map(
-            lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0),
-            carry,
-            leaf(decay, g, here, m, v),
+            lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), (stacks, p)
         )
 
-    return jax.lax.fori_loop(0, len(g), body, (g.astype(p.dtype), m, v))
+    def body(i: jax.Array, carry: Any) -> Any:
+        stacks, ((g, m, v), here) = carry
+        stacks = jax.tree.map(
+            lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0),
+            stacks,
+            leaf(decay, g, here, m, v),
+        )
+        return stacks, fetch(stacks, i + 1)  # After the last layer, the last again.
+
+    stacks = (g.astype(p.dtype), m, v)
+    return jax.lax.fori_loop(0, len(g), body, (stacks, fetch(stacks, 0)))[0]
