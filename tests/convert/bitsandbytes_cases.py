@@ -19,6 +19,10 @@ MODELS = {
         {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "tie_word_embeddings": True},
     ),
     "gpt2": ("GPT2LMHeadModel", {**GPT2, **SPECIAL}),
+    "mixtral": (
+        "MixtralForCausalLM",
+        {**LLAMA, "hidden_size": 64, "intermediate_size": 64, "num_local_experts": 2},
+    ),
     "bert": (
         "BertForSequenceClassification",
         {**SIZE, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 32},
@@ -76,15 +80,14 @@ def tensors(directory):
 
 def state(model):
     """The same of a model of transformers, which cannot save what it did not pack itself."""
-    tied = set(model.all_tied_weights_keys)
-    return _bytes({k: v for k, v in model.state_dict().items() if k not in tied})
+    left_out = ("weight_format", *model.all_tied_weights_keys)  # a string in memory; not in files
+    return _bytes({k: v for k, v in model.state_dict().items() if not k.endswith(left_out)})
 
 
 def _bytes(arrays):
     return {
         name: (str(x.dtype), tuple(x.shape), x.reshape(-1).view(torch.uint8).numpy().tobytes())
         for name, x in arrays.items()
-        if not name.endswith("weight_format")  # a string in memory
     }
 
 
