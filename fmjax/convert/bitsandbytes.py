@@ -186,8 +186,8 @@ def gather(tensors: Mapping[str, Tensor], kind: str | None, dtype: Any) -> dict[
     if kind is None:
         if packed := next((name for name in tensors if name.endswith((NF4_STATE, ".SCB"))), None):
             raise CheckpointError(
-                f"{tensors[packed].file} holds {packed!r} of a packed weight, but config.json has no "
-                "quantization_config; use the config.json that belongs to these weights"
+                f"{tensors[packed].file} holds {packed!r} of a packed weight, but config.json has "
+                "no quantization_config; use the config.json that belongs to these weights"
             )
         return dict(tensors)
     if fp4 := next((name for name in tensors if name.endswith(FP4_STATE)), None):
