@@ -137,11 +137,13 @@ def save_pretrained(
     Raises:
       CheckpointError: params that do not belong to the model, or a directory that cannot be
         written; an earlier export is then as it was.
+      ConfigError: packed kernels in several formats, or of a family that transformers does not
+        pack (Falcon).
     """
     config = model.config
     _check_params(model, params)
-    rows = get_family(config.model_type).rows(config)
-    items = files.param_items(rows, params, dtype)
+    packing = quantization.config(model, flatten(params))
+    items = files.param_items(get_family(config.model_type).rows(config), params, dtype)
     if jax.process_index():
         return files.contribute(items, max_shard_size)
     with files.replacing(directory, files.OWNED) as staging:
@@ -154,7 +156,6 @@ def save_pretrained(
         if generation_config is not None or default:
             _write_json(generation, generation_config or _special_tokens(config))
         files.write_weights(staging, items, max_shard_size)
-        packing = quantization.config(rows, flatten(params), model.execution.dtype)
         _write_config(staging, config, config.to_hf() | packing, items)
 
 
@@ -213,7 +214,7 @@ def convert(
     items = files.tensor_items(files.match(tensors, rows, flat), dtype, packed)
     kept = flat if quantize or dtype is None else flatten(abstract_params(model))
     raw.pop("quantization_config", None)
-    raw |= quantization.config(rows, kept, model.execution.dtype)
+    raw |= quantization.config(model, kept)
     with files.replacing(target, files.OWNED) as staging:
         carry(source, staging)
         files.write_weights(staging, items, max_shard_size)
@@ -274,10 +275,10 @@ def _open(
         raise ConfigError(
             f"{directory} is packed already ({kind}); leave quantize out, or give the original"
         )
-    tensors = files.open_directory(directory)
+    dtype = model.execution.param_dtype
+    tensors = files.gather(files.open_directory(directory), kind, dtype)
     if kind is None:
         return tensors, abstract
-    tensors = files.gather(tensors, kind, model.execution.param_dtype)
     tensors, flat = files.survey(tensors, rows, flatten(abstract))
     return tensors, unflatten(flat)
 

@@ -16,6 +16,9 @@ from fmjax.core.errors import ConfigError
 from fmjax.models.registry import abstract_params, get_family
 from fmjax.parallel import DEFAULT_RULES, param_shardings
 
+UNPACKED = ("falcon",)
+"""Families of which transformers packs nothing: their linear layers are a class of their own."""
+
 
 def packed_paths(model: nn.Module) -> tuple[str, ...]:
     """Paths of the kernels that `quantize` packs: the linear layers of the layers.
@@ -99,20 +102,25 @@ def dequantize(params: tree.Tree, dtype: Any = None) -> dict[str, Any]:
     return tree.map_with_path(lambda _, x: unpack(x) if isinstance(x, quant.Packed) else x, params)
 
 
-def config(rows: Sequence[Row], flat: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+def config(model: nn.Module, flat: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json must say of packed parameters: {"quantization_config": …}, or nothing.
 
     Args:
-      rows: the family's weights map.
+      model: that they belong to.
       flat: {path: leaf} of the parameters, abstract or not.
-      dtype: of the computation.
 
     Raises:
-      ConfigError: parameters in several formats, of which a config.json can state one.
+      ConfigError: parameters in several formats, of which a config.json can state one, or of a
+        family that transformers does not pack.
     """
     packed = {path: x for path, x in flat.items() if isinstance(x, quant.Packed)}
     if not packed:
         return {}
+    if (family := model.config.model_type) in UNPACKED:
+        raise ConfigError(
+            f"packed parameters of a {family} cannot be written: transformers has no packed form "
+            "of its layers; dequantise them, and pack while loading with quantize="
+        )
     (path, first), *others = packed.items()
     for other, x in others:
         if type(x) is not type(first):
@@ -120,8 +128,9 @@ def config(rows: Sequence[Row], flat: Mapping[str, Any], dtype: Any) -> dict[str
                 f"{path!r} is packed as {first.name} and {other!r} as {x.name}, of which one "
                 "directory holds one; dequantise, and quantise all alike"
             )
-    skip = _skipped(rows, flat)
-    return {"quantization_config": write_config(first.format, skip, dtype)}
+    rows = get_family(family).rows(model.config)
+    written = write_config(first.format, _skipped(rows, flat), model.execution.dtype)
+    return {"quantization_config": written}
 
 
 def _skipped(rows: Sequence[Row], flat: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ import numpy as np
 from fmjax import quant
 from fmjax.convert.safetensors import Item, Tensor
 from fmjax.core.errors import CheckpointError, ConfigError
+from fmjax.quant.nf4 import BLOCKSIZES
 
 NF4_STATE = ".quant_state.bitsandbytes__nf4"
 FP4_STATE = ".quant_state.bitsandbytes__fp4"
@@ -183,6 +184,11 @@ def gather(tensors: Mapping[str, Tensor], kind: str | None, dtype: Any) -> dict[
         inconsistent in itself; the message names the tensor.
     """
     if kind is None:
+        if packed := next((name for name in tensors if name.endswith((NF4_STATE, ".SCB"))), None):
+            raise CheckpointError(
+                f"{tensors[packed].file} holds {packed!r} of a packed weight, but config.json has "
+                "no quantization_config; use the config.json that belongs to these weights"
+            )
         return dict(tensors)
     if fp4 := next((name for name in tensors if name.endswith(FP4_STATE)), None):
         raise CheckpointError(
@@ -246,7 +252,7 @@ def _state(tensor: Tensor) -> dict[str, Any]:
             "blocksize": int(size),
             "dtype": str(dtype),
             "shape": [int(out), int(into)],
-        } if size > 0 and out > 0 and into > 0 and dtype in _DTYPES:
+        } if size in BLOCKSIZES and out > 0 and into > 0 and dtype in _DTYPES:
             nested = [k for k in state if k.startswith("nested_")]
             match state:
                 case {
