@@ -1,7 +1,8 @@
 """Modules that are trained whole beside an adapter: PEFT's `modules_to_save`.
 
-Most often the new head of a classifier; biases (`fmjax.peft.biases`) are held in the same way. The adapter holds float32 copies of their parameters,
-each under its own path, and `fmjax.nn.param` reads a copy in place of the parameter.
+Most often the new head of a classifier; biases (`fmjax.peft.biases`) are held in the same way. The
+adapter holds float32 copies of their parameters, each under its own path, and `fmjax.nn.param`
+reads a copy in place of the parameter.
 """
 
 from collections.abc import Mapping
