@@ -248,6 +248,7 @@ def in_peft(twin, directory):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
+        warnings.filterwarnings("ignore", ".*has no bias")  # a note on what it cannot merge
         return PeftModel.from_pretrained(twin.reference(), directory).eval()
 
 
