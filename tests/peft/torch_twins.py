@@ -93,8 +93,11 @@ def make(name, directory, **fields):
     cls(cls.config_class(**fields)).save_pretrained(directory)
     model, params = fmjax.from_pretrained(directory)
 
+    # The eager implementation of the reference adds ALiBi twice.
+    attention = "sdpa" if fields.get("alibi") else "eager"
+
     def reference():
-        return cls.from_pretrained(directory, attn_implementation="eager").eval()
+        return cls.from_pretrained(directory, attn_implementation=attention).eval()
 
     task = next((task for part, task in TASKS.items() if part in name), None)
     return SimpleNamespace(
