@@ -146,7 +146,7 @@ def _linear(layer: tree.Tree, x: jax.Array) -> jax.Array:
 
 
 def _bidirectional(layer: tree.Tree, x_PD: jax.Array) -> jax.Array:
-    """What an LSTM (doi:10.1162/neco.1997.9.8.1735) says of each token both ways, [P, 2H]."""
+    """An LSTM (doi:10.1162/neco.1997.9.8.1735) in both directions: [P, D] → [P, 2H]."""
 
     def run(weights: tree.Tree, reverse: bool) -> jax.Array:
         zero = jnp.zeros(weights["recurrent"]["kernel"].shape[:1], x_PD.dtype)

@@ -2,56 +2,30 @@
 
 import functools
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from torch_twins import IDS, MASK, make, move, real
 
 import fmjax
 from fmjax import peft
 from fmjax.core import tree
 from fmjax.peft.ia3_math import merged
 
-# transformers' class → fields of its config; keyword arguments of peft.IA3Config.
-SMALL = dict(vocab_size=50, initializer_range=0.2)
-BERT = dict(
-    hidden_size=32, intermediate_size=44, num_hidden_layers=2, num_attention_heads=4, num_labels=3
+# transformers' class, keyword arguments of peft.IA3Config.
+NAMES = (
+    "GPT2LMHeadModel",
+    "LlamaForCausalLM",
+    "FalconForCausalLM",
+    "BertForMaskedLM",
+    "BertForSequenceClassification",
+    "RobertaForTokenClassification",
+    "MixtralForCausalLM",
 )
-MODELS = {
-    "GPT2LMHeadModel": dict(n_embd=32, n_layer=2, n_head=4, n_positions=16),
-    "LlamaForCausalLM": dict(
-        hidden_size=32,
-        intermediate_size=44,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attention_bias=True,
-    ),
-    "FalconForCausalLM": dict(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_kv_heads=2,
-        new_decoder_architecture=True,
-        bias=True,
-    ),
-    "BertForMaskedLM": BERT,
-    "BertForSequenceClassification": BERT,
-    "RobertaForTokenClassification": BERT,
-    "MixtralForCausalLM": dict(
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=2,
-    ),
-}
-TASKS = {"CausalLM": "CAUSAL_LM", "Head": "CAUSAL_LM", "Seq": "SEQ_CLS", "Token": "TOKEN_CLS"}
-CASES = [(name, {}) for name in MODELS] + [
+CASES = [(name, {}) for name in NAMES] + [
     ("GPT2LMHeadModel", dict(target_modules=["c_fc", "c_attn"], feedforward_modules=["c_fc"])),
     ("LlamaForCausalLM", dict(target_modules="all-linear", feedforward_modules=["o_proj"])),
     (
@@ -64,29 +38,6 @@ CASES = [(name, {}) for name in MODELS] + [
     ),
     ("BertForMaskedLM", dict(target_modules=["intermediate.dense"], feedforward_modules=[])),
 ]
-IDS = np.random.default_rng(1).integers(2, 50, (2, 7))
-MASK = np.array([[1] * 7, [1] * 4 + [0] * 3])
-
-
-@functools.cache
-def make(name, directory):
-    import torch
-    import transformers
-
-    cls = getattr(transformers, name)
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    fields = SMALL | MODELS[name] | dict(max_position_embeddings=16)
-    cls(cls.config_class(**fields)).save_pretrained(directory)
-    model, params = fmjax.from_pretrained(directory)
-
-    def reference():
-        return cls.from_pretrained(directory, attn_implementation="eager").eval()
-
-    task = next((task for part, task in TASKS.items() if part in name), None)
-    return SimpleNamespace(
-        dir=directory, model=model, params=params, reference=reference, task=task
-    )
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +48,11 @@ def twins(tmp_path_factory):
 
 def in_torch(twin, kit, **fields):
     """A PEFT model whose factors, and heads that are trained whole, are random."""
-    import torch
     from peft import IA3Config, get_peft_model
 
     config = IA3Config(**(dict(task_type=twin.task) | fields))
     model = kit.quiet(get_peft_model, twin.reference(), config).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return move(model)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -120,11 +65,6 @@ def theirs(model):
     import torch
 
     return model(input_ids=torch.tensor(IDS), attention_mask=torch.tensor(MASK)).logits
-
-
-def real(logits):
-    """Only of tokens, where there is an answer for each."""
-    return logits[MASK.astype(bool)] if logits.ndim == 3 else logits
 
 
 @pytest.mark.parametrize("name, fields", CASES, ids=lambda x: x if isinstance(x, str) else "")
