@@ -13,6 +13,7 @@ from fmjax.peft.expand import applied, expand
 from fmjax.peft.files import load, save
 from fmjax.peft.ia3 import IA3
 from fmjax.peft.merge import merge, unmerge
+from fmjax.peft.merge_report import MergeReport, merge_report
 from fmjax.peft.routed import Routed
 from fmjax.peft.tasks import head_modules
 
@@ -20,6 +21,7 @@ __all__ = [
     "IA3",
     "TRAINABLE",
     "LoRA",
+    "MergeReport",
     "Routed",
     "abstract",
     "applied",
@@ -31,6 +33,7 @@ __all__ = [
     "insert",
     "load",
     "merge",
+    "merge_report",
     "save",
     "select",
     "take",
