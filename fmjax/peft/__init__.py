@@ -13,6 +13,7 @@ from fmjax.peft.expand import applied, expand
 from fmjax.peft.files import load, save
 from fmjax.peft.ia3 import IA3
 from fmjax.peft.merge import merge, unmerge
+from fmjax.peft.merge_report import MergeReport, merge_report
 from fmjax.peft.prefix import Prefix
 from fmjax.peft.prompt import Prompt
 from fmjax.peft.ptuning import PTuning
@@ -23,6 +24,7 @@ __all__ = [
     "IA3",
     "TRAINABLE",
     "LoRA",
+    "MergeReport",
     "Routed",
     "PTuning",
     "Prefix",
@@ -37,6 +39,7 @@ __all__ = [
     "insert",
     "load",
     "merge",
+    "merge_report",
     "save",
     "select",
     "take",

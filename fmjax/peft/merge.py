@@ -85,13 +85,18 @@ def unmerge(model: nn.Module, params: tree.Tree, adapter: tree.Tree) -> dict[str
       ConfigError: as `merge`; and an adapter of which merging kept too little: with copies or
         magnitudes, or a factor of zero; packed params.
     """
-    return _fold(model, tree.flatten(params), adapter, into=False)
+    flat = tree.flatten(params)
+    for path, w in flat.items():
+        if isinstance(w, Packed):
+            raise ConfigError(f"{path!r} is packed: nothing was merged into these params")
+    return _fold(model, flat, adapter, into=False)
 
 
 def _fold(model: nn.Module, flat: Leaves, adapter: tree.Tree, *, into: bool) -> dict[str, Any]:
     survey = Base.of(model)
     stacked = {w.target.path: w.stacked for w in survey.params}
     tied = {path: name for name, path in survey.tied.items()}
+    tied |= {head.path: head.names[0] for head in survey.heads}
     for module, leaves in _modules(adapter):
         _check_kind(module, leaves)
         low = {k: leaves.pop(k) for k in _LOW_RANK if k in leaves}
@@ -99,23 +104,16 @@ def _fold(model: nn.Module, flat: Leaves, adapter: tree.Tree, *, into: bool) -> 
         for name, copy in leaves.items():
             path = f"{module}/{name}"
             flat[path] = _copy(path, flat, copy, into)
-        if not low and not factors:
-            continue
-        owner, _, below = module.rpartition("/")
-        if module in tied or (owner in tied and f"{owner}/{below}/kernel" not in flat):
-            name = tied.get(module) or tied[owner]
+        if (low or factors) and module in tied:
             raise ConfigError(
-                f"the adapter on {module!r} cannot be merged: {name!r} shares the table and would "
-                "change too; untie the model, or export base and adapter apart"
+                f"the adapter on {module!r} cannot be merged: {tied[module]!r} shares the table "
+                "and would change too; untie the model, or export base and adapter apart"
             )
-        path = _weight(module, flat)
-        if isinstance(flat[path], Packed):
-            raise ConfigError(f"{path!r} is packed and holds no adapter that could be taken out")
-        layers = stacked.get(path, False)
-        if low:
-            _low_rank(module, path, flat, low, layers, into)
+        for path, own in _matrices(survey, module, flat, low) if low else ():
+            _low_rank(module, path, flat, own, stacked.get(path, False), into)
         if factors:
-            _scale(module, path, flat, factors, layers, into)
+            path = _weight(module, flat)
+            _scale(module, path, flat, factors, stacked.get(path, False), into)
     return tree.unflatten(flat)
 
 
@@ -152,6 +150,20 @@ def _weight(module: str, flat: Leaves) -> str:
         if f"{module}/{name}" in flat:
             return f"{module}/{name}"
     raise _unknown(module)
+
+
+def _matrices(survey: Base, module: str, flat: Leaves, low: Leaves) -> list[tuple[str, Leaves]]:
+    """(path of a matrix, low-rank leaves that change it) of a module's adapter."""
+    fused = next((w for w in survey.fused if w.path == module and w.parts > 1), None)
+    if fused is None:
+        return [(_weight(module, flat), low)]
+    # Parts of what is one matrix to PEFT have the same A and lie side by side in B.
+    below, whole = module.rpartition("/")[0], fused.target.row.fused.hf
+    return [
+        (w.target.path, low | {"lora_b": low["lora_b"][..., w.target.row.fused.part, :]})
+        for w in survey.params
+        if (own := w.target.row.fused) and own.hf == whole and w.path.startswith(f"{below}/")
+    ]
 
 
 def _unknown(name: str) -> ConfigError:

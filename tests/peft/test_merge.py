@@ -1,5 +1,7 @@
 """Merged weights compute what base and adapter compute."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from fmjax import peft
 from fmjax.core import tree
 from fmjax.core.errors import ConfigError
 from fmjax.nn.stack import unstack
+from fmjax.quant import quantize
 
 
 def layers_of(twin):
@@ -115,9 +118,131 @@ def test_adapters_that_do_not_fit(llama, gpt2, kit):
         peft.merge(llama.model, llama.params, replaced(lora_a=own["lora_a"][:, :-1]))
     with pytest.raises(ConfigError, match="does not fit"):
         peft.merge(llama.model, llama.params, replaced(lora_b=own["lora_b"][:, :-1]))
-    with pytest.raises(ConfigError, match="has .*magnitude.* and cannot be merged"):
+    with pytest.raises(ConfigError, match="'s magnitude .3,. does not fit"):
         peft.merge(llama.model, llama.params, replaced(magnitude=own["lora_scale"]))
-    with pytest.raises(ConfigError, match="is packed"):
-        kernel = {"kernel": ("codes", "scales")}
-        params = {"layers": {"self_attn": {"q_proj": kernel}}}
-        peft.merge(llama.model, params, adapter)
+    with pytest.raises(ConfigError, match="has lora_a, lora_scale and cannot be merged"):
+        lone = {"q_proj": {k: own[k] for k in ("lora_a", "lora_scale")}}
+        peft.merge(llama.model, llama.params, {"layers": {"self_attn": lone}})
+    with pytest.raises(ConfigError, match="the adapter's ia3_in .3, 5. does not fit"):
+        factors = {"q_proj": {"ia3_in": jnp.ones((3, 5))}}
+        peft.merge(llama.model, llama.params, {"layers": {"self_attn": factors}})
+
+
+KINDS = {
+    "rslora": lambda name, m: peft.LoRA(rank=3, targets=name, use_rslora=True),
+    "dora": lambda name, m: peft.LoRA(rank=3, targets=name, use_dora=True),
+    "dora on some": lambda name, m: peft.LoRA(
+        rank=3, targets=name[:1], use_dora=True, layers_to_transform=(1,)
+    ),
+    "biases": lambda name, m: peft.LoRA(rank=3, targets=name, bias="all"),
+    "lora_bias": lambda name, m: peft.LoRA(rank=3, targets=name, lora_bias=True),
+    "ia3": lambda name, m: peft.IA3(),
+    "heads": lambda name, m: peft.LoRA(rank=3, targets=name, modules_to_save=m),
+}
+MODELS = {
+    "llama": (("q_proj", "down_proj"), ("lm_head",)),
+    "gpt2": (("c_attn", "mlp.c_proj"), ("ln_f",)),
+    "bert": (("query", "output.dense"), ("classifier",)),
+}
+
+
+def moved(twin, spec, seed=0):
+    rng = np.random.default_rng(seed)
+    adapter = peft.init(jax.random.key(0), spec, twin.model, twin.params)
+    flat = tree.flatten(adapter)
+
+    def move(path, x, own):
+        # Padding and layers without adapter stay zero.
+        scale = flat.get(path.rpartition("/")[0] + "/lora_scale")
+        on = 1 if scale is None or not own else np.asarray(scale != 0)
+        noise = np.asarray(rng.normal(size=x.shape), np.float32)
+        return x + 0.2 * own * noise * np.reshape(on, np.shape(on) + (1,) * (x.ndim - np.ndim(on)))
+
+    return tree.map_with_path(move, adapter, tree.match_rules(peft.TRAINABLE, adapter))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_merges_as_in_peft(request, kit, tmp_path, name, kind):
+    if (name, kind) == ("llama", "lora_bias"):
+        pytest.skip("LLaMA's layers have no biases to add to")
+    twin = request.getfixturevalue(name)
+    targets, heads = MODELS[name]
+    heads = tuple(dict.fromkeys((*heads, "classifier") if name == "bert" else heads))
+    spec = KINDS[kind](targets, heads)
+    if name == "bert" and kind != "heads":
+        spec = dataclasses.replace(spec, modules_to_save=("classifier",))
+    adapter = moved(twin, spec)
+    peft.save(tmp_path / "adapter", spec, adapter, twin.model)
+    theirs = kit.quiet(kit.in_peft, twin, tmp_path / "adapter").merge_and_unload()
+    theirs.save_pretrained(tmp_path / "theirs")
+    _, expected = fmjax.from_pretrained(tmp_path / "theirs")
+    merged = peft.merge(twin.model, twin.params, adapter)
+    for path, x in tree.flatten(merged).items():
+        np.testing.assert_allclose(x, tree.flatten(expected)[path], rtol=0, atol=1e-6, err_msg=path)
+    report = peft.merge_report(twin.model, twin.params, adapter, merged, kit.IDS)
+    assert report.max_difference < 1e-4 and report.agreement == 1
+    assert report.positions == (2 if name == "bert" else kit.IDS.size)
+    if kind in ("rslora", "lora_bias", "ia3") and name != "bert":
+        back = peft.unmerge(twin.model, merged, adapter)
+        for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(twin.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    elif "dora" in kind and name != "bert":
+        with pytest.raises(ConfigError, match="DoRA's, and the norms .* keep the base's params"):
+            peft.unmerge(twin.model, merged, adapter)
+
+
+def test_what_no_merge_can_hold(llama, gpt2, kit):
+    def refused(said, adapter, twin=llama, function=peft.merge):
+        with pytest.raises(ConfigError, match=said) as e:
+            function(twin.model, twin.params, adapter)
+        assert "\n" not in str(e.value)
+
+    keys = {"layers": {"self_attn": {"prefix_key": jnp.ones((3, 2, 2, 8))}}}
+    refused("'layers/self_attn' is a prefix, which is no change of weights", keys)
+    refused("is a prompt, which", {"embed_tokens": {"prompt": jnp.ones((2, 32))}})
+    refused("is a prefix or prompt", {"encoder": {"mlp": {"kernel": jnp.ones(2)}}})
+    adapter = kit.trained(llama, peft.LoRA(rank=3, targets=("q_proj",)))
+    refused("is a bank of several", peft.select(peft.bank([adapter]), [1]))
+    other = peft.bank(
+        [{"layers": {"mlp": {"down_proj": {"ia3_in": jnp.ones((3, 48))}}}}], llama.model
+    )
+    refused("is a bank of several", other)
+    biased = adapter["layers"]["self_attn"]["q_proj"] | {"lora_bias": jnp.ones((3, 32))}
+    refused("none of its own", {"layers": {"self_attn": {"q_proj": biased}}})
+    head = kit.trained(gpt2, peft.LoRA(rank=3, targets=("lm_head",)))
+    refused("'wte/attend' cannot be merged: 'lm_head' shares the table", head, gpt2)
+    zero = {"layers": {"mlp": {"down_proj": {"ia3_in": jnp.ones((3, 48)).at[1, 2].set(0)}}}}
+    merged = peft.merge(llama.model, llama.params, zero)
+    assert not merged["layers"]["mlp"]["down_proj"]["kernel"][1, 2].any()
+    refused("has a factor of zero", zero, function=peft.unmerge)
+
+
+@pytest.mark.parametrize("fmt", ["nf4", "int8"])
+def test_packed_bases_are_merged_where_it_is_said(llama, kit, fmt):
+    spec = peft.LoRA(rank=3, targets=("q_proj", "down_proj"))
+    adapter = kit.trained(llama, spec)
+    packed = tree.map_with_path(
+        lambda path, w: quantize(w, fmt, lead=1) if "_proj/kernel" in path else w, llama.params
+    )
+    with pytest.raises(ConfigError, match="is packed and .* base='dequantized' .*, or the orig"):
+        peft.merge(llama.model, packed, adapter)
+    with pytest.raises(ConfigError, match="none of these are; leave it out"):
+        peft.merge(llama.model, llama.params, adapter, base="dequantized")
+    with pytest.raises(ConfigError, match="base='original' is unknown"):
+        peft.merge(llama.model, packed, adapter, base="original")
+    with pytest.raises(ConfigError, match="is packed: nothing was merged"):
+        peft.unmerge(llama.model, packed, adapter)
+    merged = peft.merge(llama.model, packed, adapter, base="dequantized")
+    own = adapter["layers"]["self_attn"]["q_proj"]
+    delta = np.einsum("lir,lro,l->lio", *(own[k] for k in ("lora_a", "lora_b", "lora_scale")))
+    for name, expected in (("q_proj", delta), ("v_proj", 0)):
+        base = packed["layers"]["self_attn"][name]["kernel"].dequantize()
+        got = merged["layers"]["self_attn"][name]["kernel"]
+        np.testing.assert_allclose(got, base + expected, rtol=0, atol=1e-6)
+    exact = peft.merge_report(llama.model, packed, adapter, merged, kit.IDS)
+    assert exact.max_difference < 1e-4 and exact.agreement == 1
+    original = peft.merge(llama.model, llama.params, adapter)
+    other = peft.merge_report(llama.model, packed, adapter, original, kit.IDS)
+    assert other.max_difference > 10 * exact.max_difference
+    assert "logits differ by at most" in str(other) and "%" in str(other)
