@@ -10,8 +10,9 @@ from fmjax.recipes.options import Adaptation, Cadence, Data, Hardware, Optimizat
 class Finetune:
     """Adapt a model to text, or with --task to a task: all of its weights, or an adapter.
 
-    With --task classification, tagging, qa or embedding it learns from labelled examples; see
-    `fmjax finetune --task classification --help`. Without, it goes on predicting the next token.
+    With --task classification, tagging, qa or embedding it learns from labelled examples, with
+    --task sft from conversations, with --task dpo from preferences; see `fmjax finetune --task sft
+    --help`. Without, it goes on predicting the next token.
 
     The run's directory gets checkpoints, a log (metrics.jsonl) and in the end `adapter`, which
     PEFT loads, or `model`, which transformers loads. The same command goes on where a stopped run

@@ -88,7 +88,7 @@ def finetune(settings: FinetuneTask) -> Measured | None:
             raise ConfigError(f"no metric {metric!r}; --metric takes {', '.join(before)}")
         shown = task.headline(before, metric).items()
         print("before training: " + ", ".join(f"{name} {value:.4f}" for name, value in shown))
-    outcome = _train(
+    outcome = train_to_best(
         settings,
         step,
         state,
@@ -107,7 +107,7 @@ def finetune(settings: FinetuneTask) -> Measured | None:
     return measured
 
 
-def _train(
+def train_to_best(
     settings: FinetuneTask,
     step: Step,
     state: TrainState,
@@ -119,7 +119,12 @@ def _train(
     stop: EarlyStopping,
     config: dict[str, Any],
 ) -> Outcome | None:
-    """Trains to the end; the outcome's state is the best one. None if a signal came before."""
+    """Trains to the end; the outcome's state is the best one. None if a signal came before.
+
+    Args:
+      settings: with `record()`, out, model, log_every and tensorboard.
+      others: as of `fit`; `config` is the architecture.
+    """
     out = Path(settings.out)
     checkpointer = Checkpointer(
         out / "checkpoints",
