@@ -40,6 +40,7 @@ def decoder(tmp_path_factory):
         max_position_embeddings=128,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
     )
     model = fmjax.build(config)
     params = fmjax.init_params(model, jax.random.key(0))
@@ -49,22 +50,21 @@ def decoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Where everybody lives: one answer to learn, or a right one to prefer."""
+    """Where everybody lives: an answer to learn, or to prefer to a rude one."""
     room = tmp_path_factory.mktemp("files")
     rows = {"sft": [], "dpo": []}
-    for i, person in enumerate(PEOPLE):
-        for k, place in enumerate(PLACES):
+    for person in PEOPLE:
+        for place in PLACES:
             prompt, right = f"where is {person} of {place} ?", f"in {place} ."
             rows["sft"].append({"prompt": prompt, "completion": right})
-            wrong = PLACES[(k + 1 + i % 3) % 4]
-            rows["dpo"].append({"prompt": prompt, "chosen": right, "rejected": f"in {wrong} ."})
+            rows["dpo"].append({"prompt": prompt, "chosen": right, "rejected": f"go to {place} !"})
     return {task: write(room / f"{task}.jsonl", rows[task]) for task in rows}
 
 
 @pytest.fixture(scope="module")
 def run(decoder, files):
     def run(task, out, flags="", model=None):
-        small = "--steps 4 --batch-size 8 --max-length 64 --log-every 1 --valid-fraction 0.25"
+        small = "--steps 6 --batch-size 8 --max-length 64 --log-every 1 --valid-fraction 0.25"
         line = f"finetune --task {task} --model {model or decoder} --train {files[task]}"
         line += f" --out {out} {small} --learning-rate 0.02 --samples 2 --max-new-tokens 4 {flags}"
         return main(line.split())
@@ -144,8 +144,9 @@ def test_a_run_goes_on(task, run, tmp_path, monkeypatch):
 
 
 def test_a_mesh_and_accumulation_change_nothing(run, tmp_path):
-    assert run("dpo", tmp_path / "one", "--mesh data=1,fsdp=8") == 0
-    assert run("dpo", tmp_path / "two", "--mesh data=2,fsdp=2,tensor=2 --accumulate 2") == 0
+    few = "--steps 2 --samples 0"
+    assert run("dpo", tmp_path / "one", f"{few} --mesh data=8") == 0
+    assert run("dpo", tmp_path / "two", f"{few} --mesh data=2,fsdp=2,tensor=2 --accumulate 2") == 0
     first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
     np.testing.assert_allclose(list(first.values()), list(second.values()), rtol=1e-3)
 
