@@ -1,12 +1,19 @@
 """Instruction tuning: conversations as batches, and how well their answers are predicted."""
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from fmjax.core import logical
 from fmjax.data import chat_batches, chat_documents, chat_eval_batches
 from fmjax.data.tasks import read_conversations
-from fmjax.objectives import CausalLM
+from fmjax.evals import mean_interval, sums_interval
+from fmjax.objectives import CausalLM, next_token_targets
+from fmjax.objectives.cross_entropy import is_top, nll_and_logsumexp
 from fmjax.recipes.adaptation import Adapted
 from fmjax.recipes.chat.finetune import FinetuneSft
 from fmjax.recipes.chat.task import ChatTask, Ready, held_out
@@ -44,7 +51,44 @@ class Sft(ChatTask):
         return Ready(batches, valid, objective, rows / optimization.batch_size)
 
     def measure(self, step: Step, state: TrainState, valid: Any) -> Measured:
-        return Measured(evaluate(step, state, valid))
+        """The means of the objective, and the share of conversations whose answers greedy decoding
+        would give word by word; intervals by drawing conversations."""
+        found = _by_conversation(step, state, valid)  # nats, tokens, wrong tokens
+        metrics = evaluate(step, state, valid)
+        exact = found[:, 2] == 0
+        metrics["exact_match"] = float(exact.mean())
+        loss = sums_interval(lambda sums: sums[..., 0] / sums[..., 1], found)
+        intervals = {
+            "loss": loss,
+            "perplexity": tuple(map(math.exp, loss)),
+            "exact_match": mean_interval(exact),
+        }
+        return Measured(metrics, intervals)
+
+
+def _by_conversation(step: Step, state: TrainState, valid: Any) -> np.ndarray:
+    """Of each conversation's answers, f64[n, 3]: nats, tokens, tokens that are not the likeliest."""
+
+    def run(variables: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        inputs = {name: batch[name] for name in ("input_ids", "segment_ids", "position_ids")}
+        with logical.use(step.mesh, step.rules):
+            logits = step.apply(variables, **inputs).logits
+        targets, weights = next_token_targets(batch)
+        wrong = 1 - is_top(logits, targets)
+        nll, _ = nll_and_logsumexp(logits, targets)
+        figures = jnp.stack([nll, jnp.ones_like(nll), wrong], -1) * weights[..., None]
+        return figures, batch["segment_ids"]
+
+    # Every process gets all rows.
+    run = jax.jit(run, out_shardings=NamedSharding(step.mesh, PartitionSpec()))
+    found = []
+    for batch in valid:
+        figures, segments = jax.device_get(run(state.variables, step.place(batch)))
+        for row, numbers in zip(figures, segments, strict=True):
+            sums = np.zeros((numbers.max() + 1, 3))
+            np.add.at(sums, numbers, row)
+            found.append(sums[1:])
+    return np.concatenate(found)
 
 
 def _last_answer(messages: Any) -> int:

@@ -91,6 +91,8 @@ def test_a_run(task, method, run, decoder, tmp_path, capsys):
     assert shown.count("before: ") == 2 and "next: fmjax generate" in shown
     if task == "sft":
         np.testing.assert_allclose(metrics["perplexity"], np.exp(metrics["loss"]), rtol=1e-5)
+        low, high = content["intervals"]["loss"]
+        assert low < metrics["loss"] < high and 0 <= metrics["exact_match"] <= 1
     else:
         np.testing.assert_allclose(before["loss"], np.log(2), rtol=1e-4)
         low, high = content["intervals"]["accuracy"]
