@@ -46,7 +46,7 @@ SFT = FinetuneSft(
     out=Path("runs/sft_movie_reviews"),
     task="sft",
     examples=ChatExamples(
-        train=str(DATA / "train.jsonl"), valid=str(DATA / "valid.jsonl"), max_length=128
+        train=str(DATA / "train.jsonl"), valid=str(DATA / "valid.jsonl"), max_length=192
     ),
     adaptation=Adaptation(method="lora", rank=16, alpha=32.0),
     optimization=ChatOptimization(steps=300, learning_rate=5e-3, eval_every=100),

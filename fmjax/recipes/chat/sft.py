@@ -67,7 +67,7 @@ class Sft(ChatTask):
 
 
 def _by_conversation(step: Step, state: TrainState, valid: Any) -> np.ndarray:
-    """Of each conversation's answers, f64[n, 3]: nats, tokens, tokens that are not the likeliest."""
+    """Of each conversation's answers, f64[n, 3]: nats, tokens, and tokens not the likeliest."""
 
     def run(variables: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         inputs = {name: batch[name] for name in ("input_ids", "segment_ids", "position_ids")}

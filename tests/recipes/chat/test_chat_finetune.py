@@ -9,10 +9,8 @@ import pytest
 import torch
 import transformers
 
-import fmjax
 from fmjax.cli.main import main
-from fmjax.data import load_corpus, load_tokenizer, train_sentencepiece
-from fmjax.models.llama.config import LlamaConfig
+from fmjax.data import load_tokenizer
 
 PEOPLE = ("david", "saul", "ruth", "jesse", "joab", "abner", "moses", "aaron")
 PLACES = ("bethel", "gibeon", "hebron", "shiloh")
@@ -21,31 +19,6 @@ PLACES = ("bethel", "gibeon", "hebron", "shiloh")
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory):
-    """A random LLaMA with a tokenizer that has no chat template."""
-    import jax
-
-    out = tmp_path_factory.mktemp("decoder")
-    tokenizer = train_sentencepiece(load_corpus("kjv")[:8], out / "tokenizer", 320)
-    config = LlamaConfig(
-        vocab_size=320,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.2,
-    )
-    model = fmjax.build(config)
-    params = fmjax.init_params(model, jax.random.key(0))
-    fmjax.save_pretrained(out / "model", model, params, tokenizer)
-    return out / "model"
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +150,12 @@ def test_files_of_the_other_task_and_encoders(run, files, tmp_path, capsys):
     assert "line 1: no conversation among the fields prompt, chosen" in capsys.readouterr().err
     assert run("dpo", tmp_path / "run", f"--train {files['sft']}") == 2
     assert 'no field "chosen"' in capsys.readouterr().err
+
+
+def test_help(capsys):
+    for flags in (["--task=sft"], ["--task", "dpo"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["finetune", *flags, "--help"])
+        assert stopped.value.code == 0
+        shown = capsys.readouterr().out
+        assert "--samples" in shown and ("--beta" in shown) == (flags[-1] == "dpo")
