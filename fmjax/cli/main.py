@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a bug in fmjax, 2 bad input, 130 interrupted (training sav
 import argparse
 import errno
 import importlib
+import itertools
 import os
 import sys
 import traceback
@@ -34,8 +35,11 @@ COMMANDS = {
 }
 
 
-# A flag that turns a sub-command to tasks → the dataclass of its options then.
+# A flag, alone or with its value, that turns a sub-command to other work → the dataclass of its
+# options then; the first that fits counts.
 VARIANTS = {
+    ("finetune", "--task sft"): "fmjax.recipes:FinetuneSft",
+    ("finetune", "--task dpo"): "fmjax.recipes:FinetuneDpo",
     ("finetune", "--task"): "fmjax.recipes:FinetuneTask",
     ("eval", "--test"): "fmjax.recipes:EvaluateTask",
 }
@@ -164,7 +168,8 @@ def _parse(arguments: list[str]) -> Any:
 
     if arguments and arguments[0] in COMMANDS:
         name, *rest = arguments
-        flags = {word.split("=")[0] for word in rest}
+        words = [part for word in rest for part in word.split("=", 1)]
+        flags = {*words, *map(" ".join, itertools.pairwise(words))}
         kind = next((k for (n, flag), k in VARIANTS.items() if n == name and flag in flags), None)
         kind = _resolve(kind) if kind else _load(name)
         return tyro.cli(kind, prog=f"fmjax {name}", args=rest, config=MARKERS)

@@ -177,7 +177,7 @@ def chat_batches(
         checksum = zlib.crc32(array, checksum)
     settings = {
         "batch_size": batch_size, "sequence_length": sequence_length, "seed": seed,
-        "shuffle": shuffle, "epochs": epochs, "pack": pack, "conversations": len(documents),
+        "shuffle": shuffle, "epochs": epochs, "pack": pack, "rows": len(rows),
         "checksum": checksum,
     }  # fmt: skip
     return TextBatches(read_ahead(batches, prefetch), settings, [documents.tokens])

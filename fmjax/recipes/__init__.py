@@ -3,6 +3,7 @@
 Importing this room imports no JAX; `run()` does.
 """
 
+from fmjax.recipes.chat import FinetuneDpo, FinetuneSft
 from fmjax.recipes.finetune import Finetune
 from fmjax.recipes.options import Adaptation, Cadence, Data, Hardware, Masking, Optimization
 from fmjax.recipes.pretrain import Pretrain
@@ -15,6 +16,8 @@ __all__ = [
     "Embed",
     "EvaluateTask",
     "Finetune",
+    "FinetuneDpo",
+    "FinetuneSft",
     "FinetuneTask",
     "Hardware",
     "Masking",

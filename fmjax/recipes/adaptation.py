@@ -81,9 +81,15 @@ class Adapted:
         whole = optax.chain(*parts) if len(parts) > 1 else parts[0]
         return with_ema(whole, settings.ema) if settings.ema else whole
 
-    def result(self, state: TrainState) -> dict[str, Any]:
-        """The variables that count: trained, or their average where one is kept."""
-        return averaged(state).variables if self.settings.ema else state.variables
+    def counted(self, state: TrainState) -> TrainState:
+        """The state with the variables that count: their average where one is kept."""
+        return averaged(state) if self.settings.ema else state
+
+    def expanded(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Variables that the model itself takes: with the adapter expanded."""
+        if self.spec is None:
+            return dict(variables)
+        return {**variables, "adapter": peft.expand(self.spec, self.model, variables["adapter"])}
 
     def merged(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """(parameters with what was trained folded in, whether the adapter is needed beside them).

@@ -10,8 +10,9 @@ from fmjax.recipes.options import Adaptation, Cadence, Data, Hardware, Optimizat
 class Finetune:
     """Adapt a model to text, or with --task to a task: all of its weights, or an adapter.
 
-    With --task classification, tagging, qa or embedding it learns from labelled examples; see
-    `fmjax finetune --task classification --help`. Without, it goes on predicting the next token.
+    With --task classification, tagging, qa or embedding it learns from labelled examples, with
+    --task sft from conversations, with --task dpo from preferences; see `fmjax finetune --task sft
+    --help`. Without, it goes on predicting the next token.
 
     The run's directory gets checkpoints, a log (metrics.jsonl) and in the end `adapter`, which
     PEFT loads, or `model`, which transformers loads. The same command goes on where a stopped run
@@ -58,7 +59,7 @@ class Finetune:
         state = train(run, adapted)
         if state is None:
             return False
-        target = adapted.save(self.out, adapted.result(state), self.model)
+        target = adapted.save(self.out, adapted.counted(state).variables, self.model)
         print(f"{target.name}: {target}")
         if adapted.spec is None:
             print(f'next: fmjax generate --model {target} --prompt "…" --temperature 0.8')

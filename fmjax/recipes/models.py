@@ -112,12 +112,14 @@ def open_model(
 ) -> tuple[nn.Module, dict[str, Any], Tokenizer]:
     """A model to use as it is: module, variables (with the adapter, if one is named), tokenizer.
 
+    A tokenizer beside the adapter counts, as it has the chat template that the adapter learnt.
     `quantize` ("nf4", "int8") packs the weights of linear layers while they are read.
 
     Raises:
       FmjaxError: what cannot be read or does not fit.
     """
-    tokenizer = resolve_directory(directory).tokenizer
+    beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    tokenizer = resolve_directory(directory, str(adapter) if beside else "").tokenizer
     model, params = from_pretrained(
         directory, dtype=compute_dtype(dtype), mesh=mesh, quantize=quantize or None
     )

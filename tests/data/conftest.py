@@ -1,5 +1,7 @@
 """A small tokenizer and corpus that the data tests share."""
 
+import json
+
 import pytest
 
 from fmjax.data import load_corpus, train_sentencepiece
@@ -30,3 +32,16 @@ def tokenizer(spm_dir):
     from fmjax.data import load_tokenizer
 
     return load_tokenizer(spm_dir)
+
+
+@pytest.fixture
+def plain(tokenizer, tmp_path):
+    """The tokenizer without a chat template."""
+    tokenizer.save(tmp_path / "plain")
+    (tmp_path / "plain" / "chat_template.jinja").unlink()
+    config = json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
+    config.pop("chat_template")
+    (tmp_path / "plain" / "tokenizer_config.json").write_text(json.dumps(config))
+    from fmjax.data import load_tokenizer
+
+    return load_tokenizer(tmp_path / "plain")

@@ -134,7 +134,7 @@ class TaskRun:
         predictor = Predictor(self.adapted.apply, task.pick, self.mesh, self.step.objective)
 
         def measure(state: TrainState, thorough: bool = False) -> Measured:
-            outputs, means = predictor(self.adapted.result(state), self.held_out)
+            outputs, means = predictor(self.adapted.counted(state).variables, self.held_out)
             found = task.measure(self.valid, outputs, thorough)
             return dataclasses.replace(found, metrics={"loss": means["loss"], **found.metrics})
 
@@ -146,56 +146,23 @@ class TaskRun:
             shown = task.headline(before, metric).items()
             print("before training: " + ", ".join(f"{name} {value:.4f}" for name, value in shown))
         patience = settings.optimization.patience or None
-        outcome = self._train(
-            lambda state: task.headline(measure(state).metrics, metric),
-            EarlyStopping(metric, task.mode(metric), patience),
+        outcome = train_to_best(
+            settings,
+            self.step,
+            self.state,
+            self.batches,
+            steps=self.steps,
+            evaluate=lambda state: task.headline(measure(state).metrics, metric),
+            eval_every=settings.eval_every(self.examples),
+            stop=EarlyStopping(metric, task.mode(metric), settings.optimization.patience or None),
+            config=self.adapted.model.config.to_hf(),
         )
         if outcome is None:
             return None
         measured = measure(outcome.state, thorough=True)
-        self._export(self.adapted.result(outcome.state))
+        self._export(self.adapted.counted(outcome.state).variables)
         write_results(settings, measured, metric, outcome, self.trained, self.notes)
         return measured
-
-    def _train(
-        self, evaluate: Callable[[TrainState], Metrics], stop: EarlyStopping
-    ) -> Outcome | None:
-        """Trains to the end; the outcome's state is the best one. None if a signal came before."""
-        settings, out = self.settings, Path(self.settings.out)
-        architecture = self.adapted.model.config.to_hf()
-        checkpointer = Checkpointer(
-            out / "checkpoints",
-            keep=1,
-            best=stop.best,
-            config={**settings.record(), "architecture": architecture},
-            base=str(settings.model),
-        )
-        loggers = [JsonlLogger(out / METRICS)]
-        if settings.tensorboard:
-            loggers.append(TensorBoardLogger(out / "tensorboard"))
-        try:
-            outcome = fit(
-                self.step,
-                self.state,
-                self.batches,
-                steps=self.steps,
-                checkpointer=checkpointer,
-                evaluate=evaluate,
-                eval_every=settings.eval_every(self.examples),
-                stop_early=stop,
-                log_every=settings.log_every,
-                loggers=loggers,
-            )
-            if outcome.stopped:
-                print(f"stopped after step {outcome.step}; the same command goes on from there")
-                return None
-            if outcome.best_step is None:
-                print(f"note: {stop.metric} was never a finite number; the last state is kept")
-                return outcome
-            return dataclasses.replace(outcome, state=outcome.best(release=True))
-        finally:
-            checkpointer.close()
-            self.batches.close()
 
     def _export(self, variables: dict[str, Any]) -> None:
         settings, adapted, task = self.settings, self.adapted, self.task
@@ -207,3 +174,57 @@ class TaskRun:
         if isinstance(task, EmbeddingTask):
             width, length = adapted.model.config.hidden_size, settings.examples.max_length
             write_pooling(target, width, task.pooling, length)
+
+
+def train_to_best(
+    settings: Any,
+    step: Step,
+    state: TrainState,
+    batches: TextBatches,
+    *,
+    steps: int,
+    evaluate: Callable[[TrainState], Metrics],
+    eval_every: int,
+    stop: EarlyStopping,
+    config: dict[str, Any],
+) -> Outcome | None:
+    """Trains to the end; the outcome's state is the best one. None if a signal came before.
+
+    Args:
+      settings: with `record()`, out, model, log_every and tensorboard.
+      others: as of `fit`; `config` is the architecture.
+    """
+    out = Path(settings.out)
+    checkpointer = Checkpointer(
+        out / "checkpoints",
+        keep=1,
+        best=stop.best,
+        config={**settings.record(), "architecture": config},
+        base=str(settings.model),
+    )
+    loggers = [JsonlLogger(out / METRICS)]
+    if settings.tensorboard:
+        loggers.append(TensorBoardLogger(out / "tensorboard"))
+    try:
+        outcome = fit(
+            step,
+            state,
+            batches,
+            steps=steps,
+            checkpointer=checkpointer,
+            evaluate=evaluate,
+            eval_every=eval_every,
+            stop_early=stop,
+            log_every=settings.log_every,
+            loggers=loggers,
+        )
+        if outcome.stopped:
+            print(f"stopped after step {outcome.step}; the same command goes on from there")
+            return None
+        if outcome.best_step is None:
+            print(f"note: {stop.metric} was never a finite number; the last state is kept")
+            return outcome
+        return dataclasses.replace(outcome, state=outcome.best(release=True))
+    finally:
+        checkpointer.close()
+        batches.close()
