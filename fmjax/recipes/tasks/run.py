@@ -145,7 +145,6 @@ class TaskRun:
                 raise ConfigError(f"no metric {metric!r}; --metric takes {', '.join(before)}")
             shown = task.headline(before, metric).items()
             print("before training: " + ", ".join(f"{name} {value:.4f}" for name, value in shown))
-        patience = settings.optimization.patience or None
         outcome = train_to_best(
             settings,
             self.step,
