@@ -52,11 +52,12 @@ def test_files_answer_as_the_run_did(method, run, files, capsys):
     assert (out / "adapter").exists() == (method != "full")
 
 
-def test_averaged_weights_are_what_is_saved(run, encoder):
+def test_averaged_weights_are_what_is_saved(run, encoder, tmp_path):
     trained = load_file(run("full", "--ema", "0.9") / "model" / "model.safetensors")
     start = load_file(encoder / "model.safetensors")
     name = "bert.encoder.layer.0.attention.self.query.weight"
-    other = load_file(run("full", "--out", "plain") / "model" / "model.safetensors")
+    run("full", f"--out {tmp_path / 'plain'}")
+    other = load_file(tmp_path / "plain" / "model" / "model.safetensors")
     assert 0 < abs(trained[name] - start[name]).max() < abs(other[name] - start[name]).max()
 
 
