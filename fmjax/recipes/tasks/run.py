@@ -81,6 +81,12 @@ class TaskRun:
         seed, size = settings.optimization.seed, settings.optimization.batch_size
         task, *examples, notes = TASKS[settings.task].read(settings)
         files, room = settings.examples, settings.adaptation.positions
+        limit = start.config.position_limit
+        if limit and limit - room < 3:
+            raise ConfigError(
+                f"--virtual-tokens {room} leave no room for text in the model's {limit} positions; "
+                "take fewer"
+            )
         reading = Reading.of(start.tokenizer, start.config, files.max_length, files.stride, room)
         train, valid = (task.prepare(e, reading) for e in examples)
         notes += [f"to train on: {train.note}", f"to measure on: {valid.note}"]

@@ -79,7 +79,7 @@ def test_frozen_parameters_stay(run, encoder):
         ("--method prefix --bias all", ("--bias", "--method prefix", "lora")),
         ("--method lora --freeze embed", ("--freeze", "full")),
         ("--method lora --ema 1", ("--ema 1",)),
-        ("--method prompt --virtual-tokens 90", ("64", "90")),
+        ("--method prompt --virtual-tokens 62", ("--virtual-tokens 62", "64 positions")),
     ],
 )
 def test_settings_that_do_not_go_together(flags, said, fails, arguments, encoder, files, tmp_path):
