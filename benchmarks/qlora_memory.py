@@ -75,7 +75,11 @@ def report(args: argparse.Namespace, name: str, moments: str) -> bool:
             memory.peak_memory_in_bytes,
         )
     )
-    limit = LIMITS_GB.get((name, moments)) if (args.batch, args.seq, args.rank) == (1, 512, 64) else None
+    limit = (
+        LIMITS_GB.get((name, moments))
+        if (args.batch, args.seq, args.rank) == (1, 512, 64)
+        else None
+    )
     print(
         f"{name:9} 1 × {args.topology.split(':')[0]}  {args.batch} × {args.seq}  moments {moments:8} "
         f"arguments {arguments:6.2f} GB  temporaries {temporaries:5.2f} GB  peak {peak:6.2f} GB  "
