@@ -47,14 +47,9 @@ def abstract_variables(model, rank: int) -> dict:
             return quant.abstract(spec, fmt, storage="uint4")
         return spec
 
-    def adapter_dtype(path: str, spec: ParamSpec) -> ParamSpec:
-        name = path.rpartition("/")[2]
-        dtype = jnp.bfloat16 if name in ("lora_a", "lora_b") else spec.dtype
-        return ParamSpec(spec.shape, dtype, spec.axes)
-
     params = tree.map_with_path(pack, fmjax.abstract_params(model))
-    adapter = peft.abstract(peft.LoRA(rank, targets="all-linear"), model)
-    return {"params": params, "adapter": tree.map_with_path(adapter_dtype, adapter)}
+    adapter = peft.abstract(peft.LoRA(rank, targets="all-linear"), model, "bfloat16")
+    return {"params": params, "adapter": adapter}
 
 
 def compile_step(args: argparse.Namespace, name: str, moments: str):
