@@ -18,7 +18,7 @@ from fmjax.parallel import DEFAULT_RULES
 FORMATS = ("nf4", "nf4-single", "int8")
 LLAMA = {
     "model_type": "llama",
-    "vocab_size": 61,
+    "vocab_size": 64,
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -29,7 +29,7 @@ LLAMA = {
 }
 GPT2 = {
     "model_type": "gpt2",
-    "vocab_size": 61,
+    "vocab_size": 64,
     "n_embd": 48,  # No multiple of 64: flat codes.
     "n_layer": 2,
     "n_head": 4,
