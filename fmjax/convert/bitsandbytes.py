@@ -58,13 +58,12 @@ def read_config(raw: Mapping[str, Any] | None) -> str | None:
         return None
     if not isinstance(raw, Mapping):
         raise ConfigError("config: quantization_config is no JSON object; download it again")
-    # Files from before the key existed are bitsandbytes'.
-    method = raw.get("quant_method", "bitsandbytes")
+    method = raw.get("quant_method")  # which the first of bitsandbytes' files do not name
     four, eight = (raw.get(k, raw.get(f"_{k}", False)) for k in ("load_in_4bit", "load_in_8bit"))
-    if method != "bitsandbytes" or four is eight:
+    if method not in (None, "bitsandbytes") or four is eight:
         raise ConfigError(
-            f"config: quantization_config is of the method {method!r}, which is not supported; "
-            "fmjax reads bitsandbytes' nf4 and int8"
+            f"config: the weights are quantised by {method} (quantization_config), which is not "
+            "supported; fmjax reads the nf4 and int8 of bitsandbytes"
         )
     known = {"quant_method", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type"} | _HARMLESS
     known |= {"llm_int8_has_fp16_weight"}
