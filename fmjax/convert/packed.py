@@ -126,7 +126,8 @@ def place_packed(found: Match, like: quant.Packed, sharding: Any = None) -> quan
         layer = read_packed(found, i, like)
         parts = jax.tree.leaves(layer)
         for array, part in zip(arrays, parts, strict=True):
-            array.put(found.target.index(i), np.asarray(part))
+            # Cut for several devices on the host; what is already where it belongs stays there.
+            array.put(found.target.index(i), part if sharding is None else np.asarray(part))
     return jax.tree.unflatten(structure, [array.whole() for array in arrays])
 
 
@@ -175,7 +176,7 @@ class _Placed:
             sizes = [stop - start for start, stop in bounds]
             if not all(0 <= n < size for n, size in zip(lead, sizes, strict=False)):
                 continue
-            own = jax.device_put(part[index[len(place) :]], device)
+            own = jax.device_put(part if device is None else part[index[len(place) :]], device)
             if place:
                 if device not in self._shards:
                     self._shards[device] = jnp.zeros(sizes, self._dtype, device=device)

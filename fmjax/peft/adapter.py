@@ -16,6 +16,7 @@ from fmjax.parallel import DEFAULT_RULES, param_shardings
 from fmjax.peft import saved
 from fmjax.peft.base import Base, Weight
 from fmjax.peft.methods import Spec, method_of
+from fmjax.quant import Packed
 
 
 def init(
@@ -126,7 +127,12 @@ def shardings(
         weight = own.get(path) or matrices.get(path.rpartition("/")[0])
         if weight is None:
             return everywhere
-        sharding = getattr(flat.get(weight.target.path), "sharding", None)
+        leaf = flat.get(weight.target.path)
+        if isinstance(leaf, Packed):
+            if leaf.codes.ndim != leaf.ndim:
+                return everywhere  # so do its blocks, which run over the ends of rows
+            leaf = leaf.codes  # which lie as the kernel would
+        sharding = getattr(leaf, "sharding", None)
         if not isinstance(sharding, NamedSharding):
             return None
         return _like(weight, sharding, spec.axes)

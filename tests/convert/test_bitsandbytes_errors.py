@@ -152,7 +152,10 @@ def test_fp4_is_refused(saved):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"quant_method": "gptq"}, "'gptq', which is not supported; fmjax reads bitsandbytes"),
+        (
+            {"quant_method": "gptq"},
+            "quantised by gptq (quantization_config), which is not supported",
+        ),
         ({"load_in_8bit": True}, "not supported"),
         ({"bits": 3}, "does not understand 'bits'"),
     ],
