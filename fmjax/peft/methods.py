@@ -14,6 +14,7 @@ from fmjax.peft import (
     lora,
     lora_config,
     lora_files,
+    lora_sites,
     prefix,
     prefix_files,
     prompt,
@@ -70,7 +71,7 @@ METHODS: dict[str, tuple[type, Method]] = {
     "LORA": (
         LoRA,
         Method(
-            check=lora.check,
+            check=lora_sites.check,
             abstract=lora.abstract,
             init=lora.init,
             count=lora.count,

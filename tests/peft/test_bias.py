@@ -121,3 +121,21 @@ def test_a_bfloat16_adapter_goes_through_peft(gpt2, kit, tmp_path):
     np.testing.assert_allclose(
         kit.logits(gpt2.model, gpt2.params, back), theirs, rtol=0, atol=kit.ATOL
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "names", "config"),
+    [
+        ("llama", ["input_layernorm", "norm"], dict(target_modules=["q_proj"])),
+        ("gpt2", ["ln_1", "ln_f"], dict(target_modules=["c_attn"], bias="all")),
+        ("bert", ["LayerNorm"], dict(target_modules=["query"], task_type="SEQ_CLS")),
+    ],
+)
+def test_norms_that_are_trained_whole(request, kit, tmp_path, family, names, config):
+    twin = request.getfixturevalue(family)
+    theirs = kit.peft_model(twin, r=2, modules_to_save=list(names), **config)
+    spec, adapter = kit.exchange(twin, theirs, tmp_path)
+    ends = {
+        path.rpartition("/")[2] for path in tree.flatten(adapter) if "norm" in path or "ln" in path
+    }
+    assert "scale" in ends and set(names) <= set(spec.modules_to_save)

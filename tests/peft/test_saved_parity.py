@@ -14,7 +14,7 @@ import fmjax
 from fmjax import peft
 from fmjax.core import tree
 from fmjax.peft.base import Base
-from fmjax.peft.lora import sites
+from fmjax.peft.lora_sites import sites
 
 # Class of transformers → PEFT's task and the modules that it adds for that task.
 CASES = {
