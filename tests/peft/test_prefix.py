@@ -56,6 +56,17 @@ FAMILIES = {
         initializer_range=0.2,
     ),
 }
+BERT = dict(
+    model_type="bert",
+    vocab_size=62,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=16,
+    initializer_range=0.2,
+)
+FAMILIES["bert"] = BERT | dict(architectures=["BertForMaskedLM"])
 STACKS = {"llama": "layers", "mistral": "layers", "gpt2": "h", "falcon": "h"}
 IDS = jnp.asarray(np.random.default_rng(1).integers(0, 62, (2, 9)), jnp.int32)
 
