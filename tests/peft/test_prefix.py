@@ -250,7 +250,16 @@ def test_a_prefix_of_another_model_is_refused():
     model, params, _ = made("llama")
     other = fmjax.build(LLAMA | dict(num_key_value_heads=1))
     adapter = peft.init(jax.random.key(1), SPEC, other)
-    with pytest.raises(ConfigError, match=r"'layers/self_attn' has shape \(3, 1, 8\) where"):
+    with pytest.raises(ConfigError, match=r"layers/self_attn' is \(3, 1, 8\) and .* \(3, 2, 8\)"):
+        logits(model, params, adapter)
+
+
+def test_every_layer_has_the_prefix():
+    _, params, adapter = made("llama")
+    model = fmjax.build(dict(LLAMA), scan_layers=False)
+    params, adapter = unstack(params, "layers", 3), unstack(adapter, "layers", 3)
+    del adapter["layers_1"]
+    with pytest.raises(ConfigError, match="the prefix at 'layers_1/self_attn' is none where"):
         logits(model, params, adapter)
 
 
