@@ -14,7 +14,7 @@ from fmjax.generate import decoding
 from fmjax.generate.prompts import Prompts, bucket, left_pad, token_rows
 from fmjax.generate.sampling import GREEDY, Sampling
 from fmjax.generate.text import Decoder, TextStream
-from fmjax.nn import prompt_port
+from fmjax.nn import prefix_port, prompt_port
 
 TokenIds = int | Sequence[int] | None
 # Steps on the device between two looks at the text, when stop strings make the host look.
@@ -241,13 +241,17 @@ def _prepare(
             f"sampling at temperature={sampling.temperature} needs rng=jax.random.key(seed)"
         )
     longest = max(map(len, rows))
-    positions = config.position_limit
-    virtual = prompt_port.length(variables.get(COLLECTION, {}))
-    if positions is not None and virtual + longest + max_new_tokens > positions:
-        adapters = f"the adapter's {virtual} virtual tokens, " if virtual else ""
+    positions, adapter = config.position_limit, variables.get(COLLECTION, {})
+    virtual = (
+        ("prefix", prefix_port.length(adapter)),
+        ("soft prompt", prompt_port.length(adapter)),
+    )
+    first = sum(length for _, length in virtual)
+    if positions is not None and first + longest + max_new_tokens > positions:
+        before = "".join(f"a {name} of {length}, " for name, length in virtual if length)
         raise ConfigError(
-            f"{adapters}a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed "
-            f"the model's {positions} positions; shorten one of them"
+            f"{before}a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the "
+            f"model's {positions} positions; shorten one of them"
         )
     eos = _ids(config.eos_token_id if eos_token_id is None else eos_token_id, "eos_token_id")
     if pad_token_id is None:

@@ -195,10 +195,8 @@ def init(rng: jax.Array, spec: Prefix, base: Base, params: Any = None) -> dict[s
     for i, name in enumerate(("hidden", "output")):
         bound = shapes[name]["kernel"].shape[0] ** -0.5
         found[name] = {
-            leaf: jax.random.uniform(
-                keys[2 * i + j], shapes[name][leaf].shape, DTYPE, -bound, bound
-            )
-            for j, leaf in enumerate(("kernel", "bias"))
+            leaf: jax.random.uniform(keys[2 * i + j], own.shape, DTYPE, -bound, bound)
+            for j, (leaf, own) in enumerate(shapes[name].items())
         }
     return {ENCODER: found}
 

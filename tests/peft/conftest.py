@@ -184,7 +184,7 @@ def in_peft(twin, directory):
         return PeftModel.from_pretrained(twin.reference(), directory).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kit():
     return SimpleNamespace(
         ATOL=ATOL,
@@ -198,4 +198,5 @@ def kit():
         make=make,
         llama_config=llama_config,
         gpt2_config=gpt2_config,
+        falcon_config=falcon_config,
     )
