@@ -242,12 +242,16 @@ def _prepare(
         )
     longest = max(map(len, rows))
     positions, adapter = config.position_limit, variables.get(COLLECTION, {})
-    virtual = prefix_port.length(adapter) + prompt_port.length(adapter)
-    if positions is not None and virtual + longest + max_new_tokens > positions:
-        adapters = f"the adapter's {virtual} virtual tokens, " if virtual else ""
+    virtual = (
+        ("prefix", prefix_port.length(adapter)),
+        ("soft prompt", prompt_port.length(adapter)),
+    )
+    first = sum(length for _, length in virtual)
+    if positions is not None and first + longest + max_new_tokens > positions:
+        before = "".join(f"a {name} of {length}, " for name, length in virtual if length)
         raise ConfigError(
-            f"{adapters}a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed "
-            f"the model's {positions} positions; shorten one of them"
+            f"{before}a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the "
+            f"model's {positions} positions; shorten one of them"
         )
     eos = _ids(config.eos_token_id if eos_token_id is None else eos_token_id, "eos_token_id")
     if pad_token_id is None:

@@ -183,7 +183,7 @@ def test_missing_unexpected_and_misshaped_tensors(llama, saved):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        (dict(peft_type="IA3"), "peft_type 'IA3' is not supported; fmjax reads LORA"),
+        (dict(peft_type="VERA"), "peft_type 'VERA' is not supported; fmjax reads LORA"),
         (dict(peft_type="DROP"), "peft_type None"),
         (dict(bias="some"), "bias 'some' is unknown"),
         (dict(use_qalora=True), "use_qalora=True is not supported; merge"),
