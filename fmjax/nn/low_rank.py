@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fmjax.quant import Packed
+
 # TPUs would multiply float32 in bfloat16 by default.
 EXACT = jax.lax.Precision.HIGHEST
 
 
 def as_array(kernel: Any) -> jax.Array:
     """A kernel as an array of numbers; a packed one is unpacked."""
-    return kernel.dequantize() if hasattr(kernel, "dequantize") else kernel
+    return kernel.dequantize(jnp.float32) if isinstance(kernel, Packed) else kernel
 
 
 def delta(a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:

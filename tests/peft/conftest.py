@@ -248,10 +248,11 @@ def in_peft(twin, directory):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
+        warnings.filterwarnings("ignore", ".*has no bias")  # a note on what it cannot merge
         return PeftModel.from_pretrained(twin.reference(), directory).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kit():
     return SimpleNamespace(
         ATOL=ATOL,

@@ -1,12 +1,15 @@
 """DoRA computes, learns, starts and is filed as in PEFT."""
 
+import functools
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fmjax
-from fmjax import peft
+from fmjax import peft, quant
 from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.nn import low_rank
@@ -133,16 +136,26 @@ def test_the_norm_needs_no_second_matrix():
     assert compiled.memory_analysis().temp_size_in_bytes < size * size * 4 / 4
 
 
-def test_a_packed_kernel_is_unpacked_for_the_norm():
-    @jax.tree_util.register_static
-    class Half:
-        shape = (4, 3)
+@pytest.mark.parametrize("scan", [True, False])
+def test_over_packed_kernels(llama, kit, scan):
+    """As over the same kernels unpacked: values, gradient and start."""
+    model, params = fmjax.from_pretrained(llama.dir, scan_layers=scan)
+    flat = tree.flatten(params)
+    paths = [p for p in flat if p.endswith(("q_proj/kernel", "down_proj/kernel"))]
+    pack = functools.partial(quant.quantize, lead=int(scan))
+    packed = tree.unflatten(flat | {p: pack(flat[p]) for p in paths})
+    plain = tree.unflatten(flat | {p: pack(flat[p]).dequantize(jnp.float32) for p in paths})
+    spec = peft.LoRA(rank=2, targets=("q_proj", "down_proj"), use_dora=True)
+    start = [peft.init(KEY, spec, model, p) for p in (packed, plain)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *start)
+    adapter = kit.trained(SimpleNamespace(model=model, params=plain), spec)
 
-        def dequantize(self, dtype=None):
-            return jnp.full((4, 3), 0.5)
+    def loss(adapter, params):
+        variables = {"params": params, "adapter": adapter}
+        return model.apply(variables, input_ids=jnp.asarray(kit.IDS)).logits.std()
 
-    a, b = jnp.zeros((4, 2)), jnp.ones((2, 3))
-    np.testing.assert_allclose(low_rank.column_norm(Half(), a, b, jnp.float32(1)), 1.0)
+    found = [jax.value_and_grad(loss)(adapter, p) for p in (packed, plain)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)
 
 
 def test_unscanned_layers_take_the_same_file(llama, kit, tmp_path):
