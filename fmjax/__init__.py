@@ -16,12 +16,14 @@ _HOME = {
     "FmjaxError": "fmjax.core.errors",
     "abstract_params": "fmjax.models.registry",
     "build": "fmjax.models.registry",
+    "dequantize": "fmjax.quantization",
     "from_pretrained": "fmjax.hub",
     "init_params": "fmjax.initialize",
     "load_tokenizer": "fmjax.data",
     "make_mesh": "fmjax.parallel",
     "param_count": "fmjax.models.registry",
     "presets": "fmjax.models.registry",
+    "quantize": "fmjax.quantization",
     "save_pretrained": "fmjax.hub",
 }
 _ROOMS = (
@@ -34,6 +36,7 @@ _ROOMS = (
     "objectives",
     "parallel",
     "peft",
+    "quant",
     "train",
 )
 

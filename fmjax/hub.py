@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from fmjax import convert as files
+from fmjax import quant, quantization
+from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.core.logical import Rules
-from fmjax.core.tree import combine, flatten
+from fmjax.core.tree import combine, flatten, unflatten
 from fmjax.initialize import init_params
 from fmjax.models.config import ModelConfig
 from fmjax.models.registry import abstract_params, build, get_family
@@ -48,6 +50,7 @@ def from_pretrained(
     rules: Rules | None = None,
     override: Mapping[str, Any] | None = None,
     new_head: jax.Array | None = None,
+    quantize: Any = None,
     **execution: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A model and its weights, read straight into their place on the devices.
@@ -63,28 +66,34 @@ def from_pretrained(
         "id2label": ["negative", "positive"]}. Weights of another head are then left unread.
       new_head: a key, `jax.random.key(seed)`: the head's parameters that the weights lack, or have
         for another number of labels, start from random values. None: that is an error.
+      quantize: "nf4", "nf4-single", "int8" or a format of `fmjax.quant`: packs the kernels at
+        `fmjax.quantization.packed_paths` while they are read, one layer's matrix at a time. As in
+        transformers, a matrix is cast to the dtype of the parameters first, so "nf4" from float32
+        weights differs with `dtype`. A directory that bitsandbytes packed needs no `quantize`: its
+        kernels come packed as they are, and stand for the dtype that they were packed from.
       **execution: other fields of `fmjax.Execution` (param_dtype, scan_layers, remat, attention).
 
     Returns:
-      (model, params): a Linen module, and nested dicts of arrays for `{"params": params}`.
+      (model, params): a Linen module, and nested dicts of arrays for `{"params": params}`; packed
+      kernels are `fmjax.quant.Packed` nodes.
 
     Raises:
       CheckpointError: no such directory, or weights that are missing, damaged or do not fit.
-      ConfigError: a config.json that fmjax does not understand.
+      ConfigError: a config.json that fmjax does not understand, an unknown format, or `quantize`
+        for weights that are packed already.
       ShardingError: a parameter that does not divide over the mesh.
     """
     directory = Path(directory)
     raw = read_config(directory)
-    dtype = dtype or str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
-    if isinstance(dtype, str):
-        dtype = dtype.removeprefix("torch.")
+    dtype = dtype or _stated_dtype(raw)
     model = _build(directory, raw, override, **({"dtype": dtype, "param_dtype": dtype} | execution))
-    abstract = abstract_params(model)
-    sharding = None if mesh is None else param_shardings(abstract, mesh, rules or DEFAULT_RULES)
     family = get_family(model.config.model_type)
+    rows = family.rows(model.config)
+    tensors, abstract = _open(directory, raw, model, rows, quantize)
+    sharding = None if mesh is None else param_shardings(abstract, mesh, rules or DEFAULT_RULES)
     params = files.load_params(
-        directory,
-        family.rows(model.config),
+        tensors,
+        rows,
         abstract,
         sharding,
         head_tensors=family.head_tensors,
@@ -114,9 +123,11 @@ def save_pretrained(
       directory: made if needed. Weights of an earlier export in it are replaced; files that this
         function does not write stay.
       model: from `build` or `from_pretrained`.
-      params: its parameters, sharded or not.
+      params: its parameters, sharded or not. Packed kernels are written as bitsandbytes packs
+        them, and config.json says so.
       tokenizer: saved along.
-      dtype: of the weights in the files; None keeps each as it is, bit for bit.
+      dtype: of the weights in the files; None keeps each as it is, bit for bit. Packed kernels
+        stay packed.
       max_shard_size: bytes per weights file.
       generation_config: contents of generation_config.json; default what `carry_from` has, else
         the special tokens of the model's config.
@@ -126,9 +137,12 @@ def save_pretrained(
     Raises:
       CheckpointError: params that do not belong to the model, or a directory that cannot be
         written; an earlier export is then as it was.
+      ConfigError: packed kernels in several formats, or of a family that transformers does not
+        pack (Falcon).
     """
     config = model.config
     _check_params(model, params)
+    packing = quantization.config(model, flatten(params))
     items = files.param_items(get_family(config.model_type).rows(config), params, dtype)
     if jax.process_index():
         return files.contribute(items, max_shard_size)
@@ -142,7 +156,7 @@ def save_pretrained(
         if generation_config is not None or default:
             _write_json(generation, generation_config or _special_tokens(config))
         files.write_weights(staging, items, max_shard_size)
-        _write_config(staging, config, config.to_hf(), items)
+        _write_config(staging, config, config.to_hf() | packing, items)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +181,9 @@ def convert(
     target: str | Path,
     dtype: Any = None,
     max_shard_size: int = files.MAX_SHARD_SIZE,
+    quantize: Any = None,
 ) -> Converted:
-    """Rewrites a checkpoint in another dtype or file size, one tensor in memory at a time.
+    """Rewrites a checkpoint in another dtype, packing or file size, one tensor at a time.
 
     Every tensor is checked against the model that config.json describes. The result has canonical
     names and no tied copies or buffers; tokenizer files and generation_config.json come along.
@@ -176,20 +191,30 @@ def convert(
     Args:
       source: directory with config.json and safetensors weights.
       target: directory to write; may be `source`.
-      dtype: of floating tensors; None keeps each as it is, bit for bit.
+      dtype: of floating tensors; None keeps each as it is, bit for bit. What is packed is then
+        dequantised.
       max_shard_size: bytes per weights file.
+      quantize: "nf4", "nf4-single", "int8" or a format of `fmjax.quant`: packs the linear layers,
+        from `dtype`, else from the dtype that config.json states, as `from_pretrained` would.
 
     Raises:
       CheckpointError: weights that are missing, damaged or do not fit, or a target that cannot be
         written; what was in the target is then as it was.
-      ConfigError: a config.json that fmjax does not understand.
+      ConfigError: a config.json that fmjax does not understand, or `quantize` for weights that are
+        packed already.
     """
     source = Path(source)
     raw = read_config(source)
-    model = _build(source, raw, None, dtype=dtype or "float32")
+    stated = dtype or _stated_dtype(raw)
+    model = _build(source, raw, None, dtype=stated, param_dtype=stated)
     rows = get_family(model.config.model_type).rows(model.config)
-    tensors = files.open_directory(source)
-    items = files.tensor_items(files.match(tensors, rows, flatten(abstract_params(model))), dtype)
+    tensors, abstract = _open(source, raw, model, rows, quantize)
+    flat = flatten(abstract)
+    packed = {p: x for p, x in flat.items() if isinstance(x, quant.Packed)} if quantize else {}
+    items = files.tensor_items(files.match(tensors, rows, flat), dtype, packed)
+    kept = flat if quantize or dtype is None else flatten(abstract_params(model))
+    raw.pop("quantization_config", None)
+    raw |= quantization.config(model, kept)
     with files.replacing(target, files.OWNED) as staging:
         carry(source, staging)
         files.write_weights(staging, items, max_shard_size)
@@ -197,7 +222,7 @@ def convert(
         _write_config(staging, model.config, raw, items)
     return Converted(
         tensors=len(items),
-        parameters=sum(item.nbytes // item.dtype.itemsize for item in items),
+        parameters=tree.count([*flat.values()]),
         nbytes=sum(item.nbytes for item in items),
         dtype=_widest(items),
     )
@@ -240,6 +265,24 @@ def carry(source: str | Path, target: Path) -> None:
                 shutil.copyfile(file, target / file.name)
 
 
+def _open(
+    directory: Path, raw: Mapping[str, Any], model: nn.Module, rows: Sequence[files.Row], fmt: Any
+) -> tuple[dict[str, files.Tensor], dict[str, Any]]:
+    """A directory's tensors, and the abstract parameters with what is packed or is to be."""
+    abstract = quantization.abstract(model, fmt) if fmt else abstract_params(model)
+    kind = files.read_config(raw.get("quantization_config"))
+    if kind is not None and fmt is not None:
+        raise ConfigError(
+            f"{directory} is packed already ({kind}); leave quantize out, or give the original"
+        )
+    dtype = model.execution.param_dtype
+    tensors = files.gather(files.open_directory(directory), kind, dtype)
+    if kind is None:
+        return tensors, abstract
+    tensors, flat = files.survey(tensors, rows, flatten(abstract))
+    return tensors, unflatten(flat)
+
+
 def _build(
     directory: Path, raw: Mapping[str, Any], override: Mapping[str, Any] | None, **execution: Any
 ) -> nn.Module:
@@ -251,6 +294,11 @@ def _build(
         why = str(e).removeprefix("config: ")
         raise ConfigError(f"{directory / 'config.json'}: {why}") from e
     return build(config, override=override, **execution)
+
+
+def _stated_dtype(raw: Mapping[str, Any]) -> str:
+    dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    return str(dtype).removeprefix("torch.")
 
 
 def _check_params(model: nn.Module, params: Mapping[str, Any]) -> None:
@@ -286,7 +334,8 @@ def _write_config(
 
 
 def _widest(items: Sequence[files.Item]) -> str:
-    floats = [item.dtype for item in items if jnp.issubdtype(item.dtype, jnp.floating)]
+    whole = [item for item in items if not item.name.endswith(files.SCALES)]
+    floats = [item.dtype for item in whole if jnp.issubdtype(item.dtype, jnp.floating)]
     return max(floats, key=lambda dtype: dtype.itemsize).name
 
 

@@ -179,7 +179,7 @@ def _unfused(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> dict[str, Te
     for row in rows:
         if row.fused is None:
             continue
-        names = (re.escape(name) for name in _spellings(row.fused.hf, row))
+        names = (re.escape(name) for name in spellings(row.fused.hf, row))
         pattern = "|".join(names).replace(re.escape(LAYER), r"(\d+)")
         for whole in tensors.values():
             if not (found := re.fullmatch(pattern, whole.name)):
@@ -224,14 +224,14 @@ def _fits(target: Target, found: Sequence[Tensor | None]) -> bool:
     return all(t is not None and t.shape == target.file_shape for t in found)
 
 
-def _spellings(name: str, row: Row) -> list[str]:
+def spellings(name: str, row: Row) -> list[str]:
     """The names under which files may hold a tensor of this row, its own first."""
     others = row.aliases(name) if row.aliases else ()
     return list(dict.fromkeys([name, name.partition(".")[2], *others]))
 
 
 def _take(rest: dict[str, Tensor], key: str, row: Row) -> Tensor | None:
-    hits = [name for name in _spellings(key, row) if name in rest]
+    hits = [name for name in spellings(key, row) if name in rest]
     if len(hits) > 1:
         raise CheckpointError(
             f"{rest[hits[0]].file} holds both {hits[0]!r} and {hits[1]!r}, one parameter twice; "

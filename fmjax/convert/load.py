@@ -11,15 +11,17 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from fmjax.convert.checkpoint import Match, match, open_directory
+from fmjax.convert.packed import place_packed
 from fmjax.convert.rows import Row
-from fmjax.convert.safetensors import cast
+from fmjax.convert.safetensors import Tensor, cast
 from fmjax.core.tree import flatten, unflatten
+from fmjax.quant import Packed
 
 Index = tuple[slice, ...]
 
 
 def load_params(
-    directory: str | Path,
+    source: str | Path | Mapping[str, Tensor],
     rows: Sequence[Row],
     abstract: Mapping[str, Any],
     sharding: Mapping[str, Any] | None = None,
@@ -34,9 +36,11 @@ def load_params(
     shard at a time, reads only what its own devices keep, and reads it once.
 
     Args:
-      directory: holds `model.safetensors`, or an index and its shards.
+      source: a directory that holds `model.safetensors`, or an index and its shards; or what
+        `open_directory`, `gather` and `survey` made of one.
       rows: the family's weights map.
-      abstract: nested dict of `ParamSpec` (or anything with shape and dtype).
+      abstract: nested dict of `ParamSpec` (or anything with shape and dtype). A parameter that is
+        `Packed` here is quantised on the way, unless the files hold it packed.
       sharding: nested dict of `jax.sharding.Sharding` with the same paths. None: the default
         device.
       dtype: of floating parameters; None takes each from `abstract`.
@@ -51,8 +55,12 @@ def load_params(
     flat = flatten(abstract)
     shardings = flatten(sharding) if sharding is not None else {}
     params: dict[str, Any] = {}
-    for found in match(open_directory(directory), rows, flat, head_tensors, new_head):
+    tensors = source if isinstance(source, Mapping) else open_directory(source)
+    for found in match(tensors, rows, flat, head_tensors, new_head):
         path = found.target.path
+        if isinstance(flat[path], Packed):
+            params[path] = place_packed(found, flat[path], shardings.get(path))
+            continue
         want = np.dtype(flat[path].dtype)
         if dtype is not None and jnp.issubdtype(want, jnp.floating):
             want = jnp.dtype(dtype)

@@ -1,5 +1,6 @@
 """Parameters back into the files that other libraries load."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fmjax.convert.atomic import replacing
+from fmjax.convert.bitsandbytes import PackedTensor
 from fmjax.convert.checkpoint import INDEX, SINGLE, Match
+from fmjax.convert.packed import inputs_first, packed_items, read_packed
 from fmjax.convert.rows import LAYER, Row, Target, targets
 from fmjax.convert.safetensors import Item, ordered, write_file
 from fmjax.core.errors import CheckpointError
 from fmjax.core.tree import flatten
+from fmjax.quant import Packed
 
 MAX_SHARD_SIZE = 5_000_000_000  # bytes
 OWNED = (SINGLE, INDEX, "model-*-of-*.safetensors")
@@ -98,18 +102,33 @@ def param_items(rows: Sequence[Row], params: Mapping[str, Any], dtype: Any = Non
     """The file tensors of a parameter tree, layer by layer, none of them copied yet."""
     flat = flatten(params)
     found = [t for t in targets(rows, flat) if not t.row.copy]
-    return [_item(t, i, flat[t.path], dtype) for t, i in _file_order(found)]
+    order = _file_order(found)
+    return [item for t, i in order for item in _items(t, i, flat[t.path], dtype)]
 
 
-def tensor_items(matches: Sequence[Match], dtype: Any = None) -> list[Item]:
-    """The tensors of a checkpoint under their canonical names, layer by layer, none read yet."""
-    tensors = {m.target.path: m.tensors for m in matches}
-    order = _file_order([m.target for m in matches])
-    return [
-        Item(t.keys[i], t.file_shape, _cast_to(x.dtype, dtype), x.view)
-        for t, i in order
-        for x in (tensors[t.path][i],)
-    ]
+def tensor_items(
+    matches: Sequence[Match], dtype: Any = None, packed: Mapping[str, Packed] | None = None
+) -> list[Item]:
+    """The tensors of a checkpoint under their canonical names, layer by layer, none kept.
+
+    Args:
+      matches: parameters and their tensors.
+      dtype: of floating tensors; None keeps each as it is, bit for bit. Packed ones are
+        dequantised to it.
+      packed: {path: abstract leaf} of what is to be quantised on the way.
+    """
+    by_path = {m.target.path: m for m in matches}
+    items: list[Item] = []
+    for target, i in _file_order([m.target for m in matches]):
+        match, key = by_path[target.path], target.keys[i]
+        tensor = match.tensors[i]
+        if like := (packed or {}).get(target.path):
+            items += packed_items(key, functools.partial(read_packed, match, i, like))
+        elif isinstance(tensor, PackedTensor) and dtype is None:
+            items += tensor.items(key)
+        else:
+            items.append(Item(key, target.file_shape, _cast_to(tensor.dtype, dtype), tensor.view))
+    return items
 
 
 def _file_order(found: Sequence[Target]) -> list[tuple[Target, int]]:
@@ -126,12 +145,17 @@ def _cast_to(own: Any, dtype: Any) -> np.dtype:
     return jnp.dtype(own if dtype is None or not jnp.issubdtype(own, jnp.floating) else dtype)
 
 
-def _item(target: Target, i: int, leaf: Any, dtype: Any) -> Item:
-    def read() -> np.ndarray:
-        array = to_host(leaf[target.index(i)] if target.lead else leaf)
-        return target.row.transform.inverse(array)
+def _items(target: Target, i: int, leaf: Any, dtype: Any) -> list[Item]:
+    key = target.keys[i]
 
-    return Item(target.keys[i], target.file_shape, _cast_to(leaf.dtype, dtype), read)
+    def read() -> Any:
+        return jax.tree.map(lambda x: to_host(x[target.index(i)] if target.lead else x), leaf)
+
+    if isinstance(leaf, Packed):
+        inputs_first(target.row, leaf.shape[len(target.lead) :])  # refuses what is out of order
+        return packed_items(key, read)
+    dtype = _cast_to(leaf.dtype, dtype)
+    return [Item(key, target.file_shape, dtype, lambda: target.row.transform.inverse(read()))]
 
 
 def to_host(array: Any) -> np.ndarray:

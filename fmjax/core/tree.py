@@ -90,10 +90,16 @@ def combine(*trees: Tree) -> dict[str, Any]:
 
 
 def count(tree: Any) -> int:
-    """Number of array elements in a pytree."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+    """Number of array elements in a pytree; of a packed array, of what it stands for."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return sum(int(np.prod(x.shape)) for x in leaves)
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes of a pytree's arrays (or `ShapeDtypeStruct`s): the logical size, over all devices."""
-    return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    """Bytes of a pytree's arrays (or `ShapeDtypeStruct`s): the logical size, over all devices.
+
+    Arrays of less than a byte an element count as what accelerators keep of them.
+    """
+    leaves = jax.tree.leaves(tree)
+    bits = (int(np.prod(x.shape)) * jax.dtypes.itemsize_bits(x.dtype) for x in leaves)
+    return sum(-(-n // 8) for n in bits)

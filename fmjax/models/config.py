@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from fmjax.convert.bitsandbytes import read_config
 from fmjax.core.errors import ConfigError
 
 # Keys of a config.json that do not change what the model computes here: bookkeeping, generation
@@ -61,12 +62,9 @@ class ModelConfig:
           ConfigError: a key that is not understood and may change the maths, or a value that is
             not supported; the message names it.
         """
-        if hf.get("quantization_config") is not None:
-            raise ConfigError(
-                "config: the checkpoint is quantised (quantization_config); "
-                "save it dequantised in bfloat16 first"
-            )
-        values = cls._read(dict(hf))
+        # How the weights are packed is no matter of the architecture, if they can be read at all.
+        read_config(hf.get("quantization_config"))
+        values = cls._read({k: v for k, v in hf.items() if k != "quantization_config"})
         fixed = {**NEUTRAL, **cls.FIXED}
         fields = {f.name for f in dataclasses.fields(cls)}
         for key in sorted(set(values) - fields):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from fmjax import quant
 from fmjax.core import logical, tree
 from fmjax.core.errors import DataError, ShardingError
 
@@ -16,15 +17,26 @@ def param_shardings(
 ) -> dict[str, Any]:
     """A NamedSharding for every `ParamSpec` of an abstract tree.
 
+    A packed kernel, a node of `ParamSpec`s, gets a node of shardings: split as the kernel would be
+    where that falls on the boundaries of its blocks, else whole on every device.
+
     Raises:
       ShardingError: an axis without a rule, or one that does not divide; names the parameter.
     """
-    return tree.map_with_path(
-        lambda path, spec: NamedSharding(
-            mesh, logical.spec(spec.axes, rules, mesh, spec.shape, name=path)
-        ),
-        abstract,
-    )
+
+    def place(path: str, leaf: Any) -> Any:
+        if isinstance(leaf, quant.Packed):
+            return quant.shardings(leaf, _kernel_axes(leaf), mesh, rules, path)
+        return NamedSharding(mesh, logical.spec(leaf.axes, rules, mesh, leaf.shape, name=path))
+
+    return tree.map_with_path(place, abstract)
+
+
+def _kernel_axes(packed: quant.Packed) -> logical.Axes:
+    """Logical axes of the kernel under a node of `ParamSpec`s; flat codes name only the layers'."""
+    axes = packed.codes.axes
+    whole = len(axes) == packed.ndim
+    return axes if whole else (*axes[: len(packed.lead)], *(None,) * len(packed.matrix))
 
 
 def batch_sharding(mesh: Mesh, rules: logical.Rules) -> NamedSharding:

@@ -237,7 +237,8 @@ def _check_base(file: Path, spec: Spec, survey: Base, params: tree.Tree) -> None
     if stored != own:
         raise CheckpointError(
             f"{file} was made for another base model (fingerprint {stored[:8]}…, these params have "
-            f"{own[:8]}…); load its own base, or pass any_base=True to use it on this one"
+            f"{own[:8]}…); load its own base, packed in 4 or 8 bits or not as it was, or pass "
+            "any_base=True to use it on this one (as for an adapter trained on the packed base)"
         )
 
 

@@ -24,7 +24,8 @@ class Int8:
         """One kernel (in, *out) of a floating dtype → packed, as `int8_vectorwise_quant`."""
         del storage
         scale = jnp.max(jnp.abs(w.astype(jnp.float32)), 0)
-        steps = 127 / jnp.where(scale == 0, 1, scale)
+        # The reference takes the reciprocal first, and float16 weights often lie on a half step.
+        steps = (1 / jnp.where(scale == 0, 1, scale)) * 127
         codes = jnp.round(w.astype(jnp.float32) * steps).astype(jnp.int8)
         return Int8Array(codes, scale, w.shape, w.dtype.name)
 

@@ -27,9 +27,9 @@ def variable_shardings(
 ) -> dict[str, Any]:
     """A NamedSharding for every array in `variables`, in the same structure.
 
-    In this order: a `ParamSpec` at the path (in `abstract`, or as the leaf itself) is laid out by
-    the rules; an array that lies on this mesh stays where it is; what is small is replicated, and
-    so are adapters, whose factors are thin.
+    In this order: a `ParamSpec` at the path (in `abstract`, or as the leaf itself), or a packed
+    kernel of them, is laid out by the rules; an array that lies on this mesh stays where it is;
+    what is small is replicated, and so are adapters, whose factors are thin.
 
     Raises:
       ShardingError: a large array that is not on the mesh and has no `ParamSpec`, by name.
@@ -38,8 +38,9 @@ def variable_shardings(
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def place(path: str, leaf: Any) -> Any:
-        spec = leaf if isinstance(leaf, ParamSpec) else specs.get(path)
-        if isinstance(spec, ParamSpec):
+        spec = leaf if _described(leaf) else specs.get(path)
+        # A packed kernel may stand where the abstract tree has a whole one: it lies where it lies.
+        if _described(spec) and jax.tree.structure(spec) == jax.tree.structure(leaf):
             return tree.flatten(param_shardings({path: spec}, mesh, rules))[path]
         return jax.tree.map(lambda x: keep(path, x), leaf)
 
@@ -56,6 +57,12 @@ def variable_shardings(
 
     devices = mesh.devices.tolist()
     return tree.map_with_path(place, variables)
+
+
+def _described(leaf: Any) -> bool:
+    """Whether a leaf is a `ParamSpec`, or a packed kernel of them."""
+    parts = jax.tree.leaves(leaf)
+    return bool(parts) and all(isinstance(part, ParamSpec) for part in parts)
 
 
 def inherited_shardings(state: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:

@@ -1,5 +1,7 @@
 """A small model-shaped tree with every kind of row, and its tensors as the files hold them."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from fmjax.convert import TRANSPOSE, Item, Row, Split, write_weights
 from fmjax.core.params import ParamSpec
 from fmjax.core.tree import unflatten
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that tests import bitsandbytes_cases
 
 LAYERS = 3
 ROWS = [
