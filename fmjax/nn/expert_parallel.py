@@ -17,7 +17,7 @@ def over_devices(
     kernels: tuple[jax.Array, ...],
     factors: Factors | None = None,
 ) -> jax.Array:
-    """compute(tokens, kernels, factors, first expert), on the mesh of `logical.use` if there is one.
+    """compute(tokens, kernels, factors, first expert), on the mesh of `logical.use` if one is used.
 
     Devices that hold different experts and different tokens exchange the tokens: all tokens of
     such a group go to each of its devices, and the sums of what the experts make of them come back.

@@ -108,8 +108,8 @@ class Experts(nn.Module):
             return None
         if "rows" in own:
             raise ConfigError(
-                f"the adapter's {'/'.join((*self.path, name))!r} is on experts, which a bank cannot "
-                "hold; use that adapter by itself, or merge it"
+                f"the adapter's {'/'.join((*self.path, name))!r} is on experts, which a bank "
+                "cannot hold; use that adapter by itself, or merge it"
             )
         dtype = self.execution.dtype
         return (own["lora_scale"] * own["lora_a"]).astype(dtype), own["lora_b"].astype(dtype)

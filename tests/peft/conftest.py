@@ -248,7 +248,13 @@ def in_peft(twin, directory):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
+        warnings.filterwarnings("ignore", ".*tie_word_embeddings=True")  # a note on merging
+        warnings.filterwarnings(
+            "ignore", "fan_in_fan_out is set to True"
+        )  # of one layer of several
         warnings.filterwarnings("ignore", ".*has no bias")  # a note on what it cannot merge
+        # It looks for patterns of parameters among the modules, and applies them all the same.
+        warnings.filterwarnings("ignore", ".*keys did not match any targeted module")
         return PeftModel.from_pretrained(twin.reference(), directory).eval()
 
 
