@@ -30,6 +30,7 @@ COMMANDS = {
     "embed": "fmjax.recipes:Embed",
     "generate": "fmjax.cli.generate:Generate",
     "merge": "fmjax.cli.merge:Merge",
+    "extract": "fmjax.cli.extract:Extract",
     "convert": "fmjax.cli.convert:Convert",
     "doctor": "fmjax.cli.doctor:Doctor",
 }

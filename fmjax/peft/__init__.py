@@ -7,9 +7,11 @@ whole; the adapter itself is a pytree that goes in beside the parameters:
 
 from fmjax.core.adapter import TRAINABLE
 from fmjax.peft.adapter import abstract, count, init
+from fmjax.peft.algebra import add, combine, interpolate, scale
 from fmjax.peft.bank import bank, insert, select, take
 from fmjax.peft.config import LoRA
 from fmjax.peft.expand import applied, expand
+from fmjax.peft.extract import ExtractReport, extract
 from fmjax.peft.files import load, save
 from fmjax.peft.ia3 import IA3
 from fmjax.peft.merge import merge, unmerge
@@ -23,6 +25,7 @@ from fmjax.peft.tasks import head_modules
 __all__ = [
     "IA3",
     "TRAINABLE",
+    "ExtractReport",
     "LoRA",
     "MergeReport",
     "Routed",
@@ -30,17 +33,22 @@ __all__ = [
     "Prefix",
     "Prompt",
     "abstract",
+    "add",
     "applied",
     "bank",
+    "combine",
     "count",
     "expand",
+    "extract",
     "head_modules",
     "init",
     "insert",
+    "interpolate",
     "load",
     "merge",
     "merge_report",
     "save",
+    "scale",
     "select",
     "take",
     "unmerge",

@@ -1,6 +1,7 @@
 """Merged weights compute what base and adapter compute."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -246,3 +247,19 @@ def test_packed_bases_are_merged_where_it_is_said(llama, kit, fmt):
     other = peft.merge_report(llama.model, packed, adapter, original, kit.IDS)
     assert other.max_difference > 10 * exact.max_difference
     assert "logits differ by at most" in str(other) and "%" in str(other)
+
+
+def test_experts_and_routers_merge():
+    fields = dict(model_type="mixtral", vocab_size=40, hidden_size=16, intermediate_size=12)
+    fields |= dict(num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+    model = fmjax.build(fields | dict(num_local_experts=3, initializer_range=0.2))
+    params = fmjax.init_params(model, jax.random.key(0))
+    names = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight")
+    spec = peft.LoRA(rank=2, targets=("q_proj",), target_parameters=names)
+    adapter = moved(SimpleNamespace(model=model, params=params), spec)
+    merged = peft.merge(model, params, adapter)
+    ids = jnp.arange(10).reshape(2, 5)
+    report = peft.merge_report(model, params, adapter, merged, ids)
+    assert report.max_difference < 1e-4
+    gate = [x["layers"]["mlp"]["experts"]["gate_proj"]["weight"] for x in (params, merged)]
+    assert np.abs(gate[0] - gate[1]).max() > 0.01
