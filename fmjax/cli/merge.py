@@ -26,10 +26,15 @@ class Merge:
     def run(self) -> None:
         import fmjax
         from fmjax import peft
+        from fmjax.recipes.models import tokenizer_beside
 
         model, params = fmjax.from_pretrained(self.model)
         _, adapter = peft.load(self.adapter, model, params)
         merged = peft.merge(model, params, adapter)
         dtype = None if self.dtype == "keep" else self.dtype
-        fmjax.save_pretrained(self.out, model, merged, dtype=dtype, carry_from=self.model)
+        # Beside the adapter lies the chat template that it learnt, if it did.
+        tokenizer = tokenizer_beside(self.adapter)
+        fmjax.save_pretrained(
+            self.out, model, merged, tokenizer, dtype=dtype, carry_from=self.model
+        )
         print(f"{self.out}: {self.model} with {self.adapter} folded in")

@@ -97,6 +97,11 @@ def test_a_run(task, method, run, decoder, tmp_path, capsys):
     capsys.readouterr()
     assert main([str(word) for word in [*line, "--max-new-tokens", 4]]) == 0
     assert capsys.readouterr().out.strip() == said
+    if method == "lora":
+        line = ["merge", "--model", base, "--adapter", target, "--out", out / "merged"]
+        assert main([str(word) for word in line]) == 0
+        template = "chat_template.jinja"
+        assert (out / "merged" / template).read_text() == (target / template).read_text()
 
 
 def test_the_loss_is_that_of_transformers_over_each_conversation_alone(run, decoder, tmp_path):
