@@ -37,6 +37,7 @@ class Merge:
     def run(self) -> None:
         import fmjax
         from fmjax import peft
+        from fmjax.recipes.models import tokenizer_beside
 
         packing = None if self.quantize == "none" else self.quantize
         model, params = fmjax.from_pretrained(self.model, quantize=packing)
@@ -49,7 +50,11 @@ class Merge:
             merged = peft.merge(model, original, adapter)
         ids = self._tokens(model)
         dtype = None if self.dtype == "keep" else self.dtype
-        fmjax.save_pretrained(self.out, model, merged, dtype=dtype, carry_from=self.model)
+        # Beside the adapter lies the chat template that it learnt, if it did.
+        tokenizer = tokenizer_beside(self.adapter)
+        fmjax.save_pretrained(
+            self.out, model, merged, tokenizer, dtype=dtype, carry_from=self.model
+        )
         print(f"{self.out}: {self.model} with {self.adapter} folded in")
         if model.config.head not in (None, "question-answering"):
             print(peft.merge_report(model, params, adapter, merged, ids))

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fmjax.core.errors import TokenizerError
 from fmjax.data.chat import ASSISTANT
 from fmjax.data.encoding import encode_batch
@@ -103,17 +105,19 @@ def encode_chats(
         rendered = [tokenizer.chat_answers(messages) for messages in some]
         encodings = encode_batch(tokenizer, [text for text, _ in rendered])
         for i, ((_, spans), encoding) in enumerate(zip(rendered, encodings, strict=True)):
-            first = some[i][: context[start + i]] if context else ()
-            skipped = sum(message["role"] == ASSISTANT for message in first)
+            before = some[i][: context[start + i]] if context else ()
+            skipped = sum(message["role"] == ASSISTANT for message in before)
             # Without what the tokenizer adds by itself.
             rows = zip(encoding.ids, encoding.offsets, encoding.sequence_ids, strict=True)
-            ids, offsets = zip(*((i, at) for i, at, of in rows if of is not None), strict=True)
+            own = [(i, at) for i, at, source in rows if source is not None]
+            ids = [i for i, _ in own]
+            starts, stops = np.array([at for _, at in own]).reshape(-1, 2).T
             answers = [0] * len(ids)
             for begin, end in spans[skipped:]:
-                inside = [t for t, (a, b) in enumerate(offsets) if a < end and b > begin]
-                if inside:
-                    length = inside[-1] + 1 - inside[0]
-                    answers[inside[0] : inside[-1] + 1] = [1] * length
+                inside = np.flatnonzero((starts < end) & (stops > begin))
+                if inside.size:
+                    first, last = int(inside[0]), int(inside[-1])
+                    answers[first : last + 1] = [1] * (last + 1 - first)
             limit = len(ids) if max_length is None else max_length
-            result.append(ChatTokens(list(ids[:limit]), answers[:limit], len(ids) > limit))
+            result.append(ChatTokens(ids[:limit], answers[:limit], len(ids) > limit))
     return result

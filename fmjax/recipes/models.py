@@ -118,8 +118,9 @@ def open_model(
     Raises:
       FmjaxError: what cannot be read or does not fit.
     """
-    beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
-    tokenizer = resolve_directory(directory, str(adapter) if beside else "").tokenizer
+    tokenizer = resolve_directory(directory).tokenizer
+    if adapter is not None:
+        tokenizer = tokenizer_beside(adapter) or tokenizer
     model, params = from_pretrained(
         directory, dtype=compute_dtype(dtype), mesh=mesh, quantize=quantize or None
     )
@@ -127,6 +128,12 @@ def open_model(
     if adapter is not None:
         variables["adapter"] = peft.load(adapter, model, params)[1]
     return model, variables, tokenizer
+
+
+def tokenizer_beside(adapter: str | Path) -> Tokenizer | None:
+    """The tokenizer in an adapter's directory, if there is one."""
+    there = (Path(adapter) / "tokenizer_config.json").is_file()
+    return load_tokenizer(adapter) if there else None
 
 
 def _published(name: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.recipes.adaptation import Adapted
 from fmjax.recipes.chat.finetune import FinetuneDpo
 from fmjax.recipes.chat.task import ChatTask, Ready, held_out
+from fmjax.recipes.tasks.inference import counting
 from fmjax.recipes.tasks.task import Measured
 from fmjax.train import Step, TrainState, evaluate
 
@@ -51,7 +52,9 @@ class Dpo(ChatTask):
                 return log_probabilities(adapted.model.apply, variables, batch)
 
             self._train, self._valid = (
-                part.with_reference(*self._over(part, reference, adapted.variables, mesh))
+                part.with_reference(
+                    *self._over(part, reference, adapted.variables, mesh, "reference")
+                )
                 for part in (self._train, self._valid)
             )
         batches = preference_batches(
@@ -67,7 +70,7 @@ class Dpo(ChatTask):
         def rewards(variables: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
             return self._objective.rewards(step.apply, variables, batch)
 
-        chosen, rejected = self._over(self._valid, rewards, state.variables, step.mesh)
+        chosen, rejected = self._over(self._valid, rewards, state.variables, step.mesh, "rewards")
         margin = chosen - rejected
         intervals = {
             "accuracy": mean_interval(margin > 0),
@@ -81,6 +84,7 @@ class Dpo(ChatTask):
         compute: Callable[[Any, Any], tuple[jax.Array, jax.Array]],
         variables: Any,
         mesh: jax.sharding.Mesh,
+        what: str,
     ) -> list[np.ndarray]:
         """What `compute` gives for each pair, two arrays f[n] in the order of the features."""
 
@@ -91,8 +95,11 @@ class Dpo(ChatTask):
         # Every process gets all rows.
         run = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
         batches = preference_eval_batches(features, **self._form)
-        found = [
-            jax.device_get(run(variables, shard_batch(batch, mesh, DEFAULT_RULES)))
-            for batch in batches
-        ]
+        found = []
+        with counting(what, len(features), jax.process_index() == 0) as advance:
+            for batch in batches:
+                found.append(
+                    jax.device_get(run(variables, shard_batch(batch, mesh, DEFAULT_RULES)))
+                )
+                advance(int(batch["example_weight"].sum()))
         return [np.array(batches.in_order(side)) for side in zip(*found, strict=True)]

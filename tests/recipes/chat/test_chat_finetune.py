@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from fmjax.cli.main import main
-from fmjax.data import load_tokenizer
+from fmjax.data import encode_chat, load_tokenizer
+from fmjax.data.tasks import read_conversations, stratified_split
 
 PEOPLE = ("david", "saul", "ruth", "jesse", "joab", "abner", "moses", "aaron")
 PLACES = ("bethel", "gibeon", "hebron", "shiloh")
@@ -96,6 +97,30 @@ def test_a_run(task, method, run, decoder, tmp_path, capsys):
     capsys.readouterr()
     assert main([str(word) for word in [*line, "--max-new-tokens", 4]]) == 0
     assert capsys.readouterr().out.strip() == said
+    if method == "lora":
+        line = ["merge", "--model", base, "--adapter", target, "--out", out / "merged"]
+        assert main([str(word) for word in line]) == 0
+        template = "chat_template.jinja"
+        assert (out / "merged" / template).read_text() == (target / template).read_text()
+
+
+def test_the_loss_is_that_of_transformers_over_each_conversation_alone(run, decoder, tmp_path):
+    """With a learning rate of almost nothing, so that the result is the model that it began as."""
+    assert run("sft", tmp_path / "run", "--steps 1 --learning-rate 1e-9 --samples 0") == 0
+    content = json.loads((tmp_path / "run/metrics.json").read_text())
+    rows = read_conversations(content["settings"]["examples"]["train"])
+    held_out = rows.select(stratified_split([0] * len(rows), 0.25, 0)[1])
+    tokenizer = load_tokenizer(tmp_path / "run/adapter")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(decoder)
+    total, number = 0.0, 0
+    for messages in held_out.messages:
+        chat = encode_chat(tokenizer, messages)
+        ids, answers = torch.tensor([chat.ids]), torch.tensor([chat.answers])
+        with torch.no_grad():
+            loss = theirs(input_ids=ids, labels=ids.where(answers > 0, -100)).loss
+        total, number = total + loss.item() * sum(chat.answers), number + sum(chat.answers)
+    np.testing.assert_allclose(content["before"]["loss"], total / number, rtol=1e-4)
+    np.testing.assert_allclose(content["metrics"]["loss"], total / number, rtol=1e-4)
 
 
 @pytest.mark.parametrize("task", ["sft", "dpo"])
@@ -116,6 +141,10 @@ def test_a_run_goes_on(task, run, tmp_path, monkeypatch):
     for name in ("metrics", "samples", "best_step"):
         a, b = (json.loads((tmp_path / d / "metrics.json").read_text()) for d in ("cut", "whole"))
         assert a[name] == b[name]
+    if task == "sft":  # a finished run, again
+        assert run(task, tmp_path / "cut", "--eval-every 2") == 0
+        again = json.loads((tmp_path / "cut/metrics.json").read_text())
+        assert again["metrics"] == a["metrics"]
 
 
 def test_a_mesh_and_accumulation_change_nothing(run, tmp_path):
