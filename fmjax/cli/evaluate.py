@@ -39,7 +39,7 @@ class Evaluate:
     sequence_length: int = 512
     mesh: str = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantize: Literal["", "nf4", "int8"] = ""
+    quantize: Literal["none", "nf4", "int8"] = "none"
     json: bool = False
 
     def run(self) -> None:

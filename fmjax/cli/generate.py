@@ -48,7 +48,7 @@ class Generate:
     seed: int = 0
     chat: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantize: Literal["", "nf4", "int8"] = ""
+    quantize: Literal["none", "nf4", "int8"] = "none"
     json: bool = False
 
     def run(self) -> None:

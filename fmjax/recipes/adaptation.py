@@ -106,8 +106,25 @@ class Adapted:
             folded = {path: copies[path].astype(x.dtype) for path, x in flat.items()
                       if path in copies}  # fmt: skip
             return tree.unflatten(flat | folded), True
-        base = "dequantized" if self.settings.precision else None
+        base = None if self.settings.precision == "none" else "dequantized"
         return peft.merge(self.model, params, adapter, base=base), False
+
+    def next_steps(self, base: Path, adapter: Path, out: Path, prompt: str) -> list[str]:
+        """Commands that use an adapter which was saved.
+
+        Args:
+          base: directory of the model under it.
+          adapter: its own.
+          out: of the run.
+          prompt: flags of a prompt.
+        """
+        pair, precision = f"--model {base} --adapter {adapter}", self.settings.precision
+        packed = "" if precision == "none" else f" --quantize {precision}"
+        commands = [f"fmjax generate {pair}{packed} {prompt}"]
+        if not self.settings.positions:
+            into = f"{packed} --base-weights dequantized" if packed else ""
+            commands.append(f"fmjax merge {pair}{into} --out {out / 'model'}")
+        return commands
 
     def save(self, directory: Path, variables: Mapping[str, Any], base: Path) -> Path:
         """Writes what was trained: `adapter`, or else `model`.
@@ -167,7 +184,7 @@ def open_adapted(
         mesh=mesh,
         override=override,
         new_head=None if override is None else jax.random.key(seed),
-        quantize=adaptation.precision or None,
+        quantize=None if adaptation.precision == "none" else adaptation.precision,
     )
     variables = {"params": params}
     if full:

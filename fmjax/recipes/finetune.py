@@ -64,9 +64,6 @@ class Finetune:
         if adapted.spec is None:
             print(f'next: fmjax generate --model {target} --prompt "…" --temperature 0.8')
             return True
-        pair = f"--model {self.model} --adapter {target}"
-        packed = f" --quantize {precision}" if (precision := self.adaptation.precision) else ""
-        print(f'next: fmjax generate {pair}{packed} --prompt "…" --temperature 0.8')
-        if not self.adaptation.positions:
-            print(f"      fmjax merge {pair} --out {self.out / 'model'}")
+        prompt = '--prompt "…" --temperature 0.8'
+        print("next:", "\n      ".join(adapted.next_steps(self.model, target, self.out, prompt)))
         return True

@@ -42,7 +42,7 @@ def open_subject(
     *,
     mesh: str = "",
     dtype: str = "auto",
-    quantize: str = "",
+    quantize: str = "none",
 ) -> Subject:
     """Loads a model directory, and an adapter onto it, for measuring; see `open_model`.
 

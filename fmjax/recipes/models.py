@@ -108,7 +108,7 @@ def open_model(
     *,
     dtype: str = "auto",
     mesh: jax.sharding.Mesh | None = None,
-    quantize: str = "",
+    quantize: str = "none",
 ) -> tuple[nn.Module, dict[str, Any], Tokenizer]:
     """A model to use as it is: module, variables (with the adapter, if one is named), tokenizer.
 
@@ -122,7 +122,10 @@ def open_model(
     if adapter is not None:
         tokenizer = tokenizer_beside(adapter) or tokenizer
     model, params = from_pretrained(
-        directory, dtype=compute_dtype(dtype), mesh=mesh, quantize=quantize or None
+        directory,
+        dtype=compute_dtype(dtype),
+        mesh=mesh,
+        quantize=None if quantize == "none" else quantize,
     )
     variables = {"params": params}
     if adapter is not None:

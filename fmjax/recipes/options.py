@@ -150,7 +150,7 @@ class Adaptation:
     virtual_tokens: int = 20
     projection: bool = False
     prompt_text: str = ""
-    quantize: Literal["", "nf4", "int8"] = ""
+    quantize: Literal["none", "nf4", "int8"] = "none"
     moments: Literal["float32", "bfloat16", "int8"] = "float32"
     ema: float = 0.0
     freeze: tuple[str, ...] = ()
@@ -158,8 +158,8 @@ class Adaptation:
 
     @property
     def precision(self) -> str:
-        """Of the frozen weights: "" (as the computation), "nf4" or "int8"."""
-        return self.quantize or ("nf4" if self.method == "qlora" else "")
+        """Of the frozen weights: "none" (as the computation), "nf4" or "int8"."""
+        return "nf4" if self.method == "qlora" and self.quantize == "none" else self.quantize
 
     @property
     def positions(self) -> int:
@@ -192,7 +192,7 @@ class Adaptation:
                     f"--{field.name.replace('_', '-')} does not go with --method {self.method}; "
                     f"it belongs to {', '.join(methods)}"
                 )
-        if self.method == "full" and self.quantize:
+        if self.method == "full" and self.quantize != "none":
             raise ConfigError(
                 f"--quantize {self.quantize}: weights of few bits cannot be trained; choose a "
                 "method that leaves them frozen, such as --method qlora"

@@ -9,7 +9,7 @@ import jax
 
 from fmjax.core import tree
 from fmjax.data import use_default_template
-from fmjax.recipes.adaptation import open_adapted
+from fmjax.recipes.adaptation import Adapted, open_adapted
 from fmjax.recipes.chat.dpo import Dpo
 from fmjax.recipes.chat.samples import Answers
 from fmjax.recipes.chat.sft import Sft
@@ -97,12 +97,17 @@ def finetune(settings: Any) -> Measured | None:
     }
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     (settings.out / "metrics.json").write_text(text, encoding="utf-8")
-    _show(settings, measured, samples, outcome, target)
+    _show(settings, adapted, measured, samples, outcome, target)
     return measured
 
 
 def _show(
-    settings: Any, measured: Measured, samples: list[dict[str, str]], outcome: Any, target: Path
+    settings: Any,
+    adapted: Adapted,
+    measured: Measured,
+    samples: list[dict[str, str]],
+    outcome: Any,
+    target: Path,
 ) -> None:
     for sample in samples:
         print()
@@ -114,9 +119,5 @@ def _show(
     if target.name == "model":
         print(f'next: fmjax generate --model {target} --chat --prompt "…"')
     else:
-        pair = f"--model {settings.model} --adapter {target}"
-        precision = settings.adaptation.precision
-        packed = f" --quantize {precision}" if precision else ""
-        print(f'next: fmjax generate {pair}{packed} --chat --prompt "…"')
-        if not settings.adaptation.positions:
-            print(f"      fmjax merge {pair} --out {settings.out / 'model'}")
+        steps = adapted.next_steps(settings.model, target, settings.out, '--chat --prompt "…"')
+        print("next:", "\n      ".join(steps))
