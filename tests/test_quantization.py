@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import fmjax
-from fmjax import peft, quantization
+from fmjax import peft, quant, quantization
 from fmjax.cli.main import main
 from fmjax.convert import load, packed
 from fmjax.core import tree
@@ -190,6 +190,19 @@ def test_training_an_adapter_and_its_checkpoints(nf4, whole, tmp_path):
         again.restore(like, frozen=other)
     again.close()
     reader.close()
+
+
+def test_a_step_is_planned_from_the_abstract_tree():
+    mesh, spec, model = make_mesh(fsdp=2, data=-1), peft.LoRA(rank=2), fmjax.build(LLAMA)
+    specs = {"params": quantization.abstract(model, "nf4"), "adapter": peft.abstract(spec, model)}
+    step = make_step(model.apply, CausalLM(), optax.adam(1e-2), mesh=mesh)
+    planned = step.abstract_state(specs).variables["params"]["layers"]["mlp"]["up_proj"]["kernel"]
+    assert isinstance(planned, quant.NF4Array)
+    assert planned.codes.sharding.shard_shape(planned.codes.shape) == (2, 32, 256)
+    again = make_step(model.apply, CausalLM(), optax.adam(1e-2), mesh=mesh, abstract=specs)
+    arrays = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), specs)
+    laid = again.init(arrays, jax.random.key(0)).variables["params"]
+    assert laid["layers"]["mlp"]["up_proj"]["kernel"].codes.sharding == planned.codes.sharding
 
 
 def test_a_checkpoint_that_holds_packed_arrays(nf4, tmp_path):
