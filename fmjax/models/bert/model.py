@@ -149,12 +149,10 @@ class Bert(nn.Module):
             position_ids=position_ids,
             segment_ids=segment_ids,
         )
-        prefix = prefix_port.offset(self, input_ids.shape[1], position_ids)
         mask = Mask(
             causal=False,
             valid=None if attention_mask is None else attention_mask.astype(bool),
             segments=None if segment_ids is None else (segment_ids, segment_ids),
-            virtual=prefix,
         )
         init = nn.initializers.normal(cfg.initializer_range)
 
@@ -165,10 +163,12 @@ class Bert(nn.Module):
         places = table(cfg.max_position_embeddings, "positions", "position_embeddings")
         types = table(cfg.type_vocab_size, None, "token_type_embeddings")
         given = position_ids
+        prefix = prefix_port.offset(self, input_ids.shape[1], position_ids)
         if position_ids is None:
             position_ids = default_positions(cfg, input_ids, segment_ids, prefix)
         else:
             position_ids = position_ids + prefix
+        mask = mask.replace(virtual=prefix)
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
         if P := prompt_port.of(self, input_ids.shape[1], given):
