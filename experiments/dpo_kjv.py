@@ -1,7 +1,7 @@
 """Preferences: how a sentence of the King James Bible goes on, rather than how another one does.
 
 - Command: python experiments/dpo_kjv.py   (after fmjax quickstart)
-- Cost: 300 steps of 16 pairs; about 6 minutes on 2 CPU cores.
+- Cost: 100 steps of 16 pairs; about 3 minutes on 2 CPU cores.
 - Figure: to be measured.
 
 The prompt is the first half of a sentence, the chosen answer its second half, the rejected one the
@@ -66,7 +66,7 @@ DPO = FinetuneDpo(
         train=str(DATA / "train.jsonl"), valid=str(DATA / "valid.jsonl"), max_length=128
     ),
     adaptation=Adaptation(method="lora", rank=16, alpha=32.0),
-    optimization=ChatOptimization(steps=300, learning_rate=1e-3, eval_every=100),
+    optimization=ChatOptimization(steps=100, learning_rate=1e-3, eval_every=50),
 )
 
 if __name__ == "__main__":
