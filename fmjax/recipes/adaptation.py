@@ -71,7 +71,9 @@ class Adapted:
           **adam: of `fmjax.train.adamw`.
         """
         settings, layers = self.settings, self.model.config.num_hidden_layers
-        parts = [adamw(rate, moment_dtype=settings.moments, **adam)]
+        # What is trained is float32 here, so that its moments are by themselves.
+        moments = None if settings.moments == "float32" else settings.moments
+        parts = [adamw(rate, moment_dtype=moments, **adam)]
         if settings.lora_plus != 1:
             parts.append(lora_plus(settings.lora_plus))
         if layer_decay != 1:
