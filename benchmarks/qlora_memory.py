@@ -5,8 +5,10 @@
 
 NF4 with double quantisation in all linear layers, LoRA on all of them with a bfloat16 adapter, a
 batch of 1 × 512 tokens, AdamW with float32 or 8-bit moments. Prints one line a step: the sizes are
-the compiler's own, in decimal GB, and nothing is allocated. With --model, only that step; the exit
-status is 1 if a limit is passed.
+the compiler's own, in decimal GB, and nothing is allocated. The exit status is 1 if a peak is over
+its limit. One step alone, with other sizes:
+
+    … --model llama-65b --topology v5p:1 --batch 1 --seq 512 --rank 64 --moments int8
 """
 
 import argparse
@@ -32,6 +34,9 @@ LIMITS_GB = {
     ("llama-65b", "int8"): 42.0,
 }
 
+# One chip of a kind → the smallest topology that has it; the step gets its first device.
+HOSTS = {"v5p:1": "v5p:2x2x1", "v5e:1": "v5e:1x1"}
+
 
 def abstract_variables(model, rank: int) -> dict:
     """Base and adapter as `ParamSpec`s: NF4 kernels in the layers, the rest in bfloat16."""
@@ -42,19 +47,14 @@ def abstract_variables(model, rank: int) -> dict:
             return quant.abstract(spec, fmt, storage="uint4")
         return spec
 
-    def adapter_dtype(path: str, spec: ParamSpec) -> ParamSpec:
-        name = path.rpartition("/")[2]
-        dtype = jnp.bfloat16 if name in ("lora_a", "lora_b") else spec.dtype
-        return ParamSpec(spec.shape, dtype, spec.axes)
-
     params = tree.map_with_path(pack, fmjax.abstract_params(model))
-    adapter = peft.abstract(peft.LoRA(rank, targets="all-linear"), model)
-    return {"params": params, "adapter": tree.map_with_path(adapter_dtype, adapter)}
+    adapter = peft.abstract(peft.LoRA(rank, targets="all-linear"), model, "bfloat16")
+    return {"params": params, "adapter": adapter}
 
 
 def compile_step(args: argparse.Namespace, name: str, moments: str):
     """The compiled step of one model on one chip."""
-    topology = topologies.get_topology_desc(args.topology, platform="tpu")
+    topology = topologies.get_topology_desc(HOSTS[args.topology], platform="tpu")
     mesh = Mesh(np.array(topology.devices[:1]).reshape(1), ("fsdp",))
     model = fmjax.build(name, dtype="bfloat16", param_dtype="bfloat16", remat=args.remat)
     step = make_step(model, CausalLM(), adamw(1e-4, moment_dtype=moments), mesh=mesh)
@@ -81,26 +81,23 @@ def report(args: argparse.Namespace, name: str, moments: str) -> bool:
         else None
     )
     print(
-        f"{name:9} 1 × {args.topology.split(':')[0]}  {args.batch} × {args.seq}  moments {moments:8} "
-        f"arguments {arguments:6.2f} GB  temporaries {temporaries:5.2f} GB  peak {peak:6.2f} GB  "
-        f"limit {'-' if limit is None else f'{limit:.1f} GB'}",
+        f"{name:9}  {args.topology}  {args.batch} × {args.seq} tokens  moments {moments:7}  "
+        f"arguments {arguments:5.2f} GB  temporaries {temporaries:4.2f} GB  peak {peak:5.2f} GB  "
+        f"limit {'none' if limit is None else f'{limit:.1f} GB'}",
         flush=True,
     )
-    if args.dump:
-        open(args.dump, "w").write(compiled.as_text())
     return limit is None or peak <= limit
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model")
-    parser.add_argument("--topology", default="v5p:2x2x1")
+    parser.add_argument("--topology", choices=HOSTS, default="v5p:1")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seq", type=int, default=512)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--moments", choices=("float32", "int8"), default="float32")
     parser.add_argument("--remat", default="full")
-    parser.add_argument("--dump")
     args = parser.parse_args()
     cases = [(args.model, args.moments)] if args.model else list(LIMITS_GB)
     sys.exit(not all([report(args, *case) for case in cases]))

@@ -37,21 +37,33 @@ class Dense(nn.Module):
         ex = self.execution
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         shape = (x.shape[-1], *features)
-        kernel = param(self, "kernel", self._init, shape, self.axes, ex.param_dtype, packed=True)
+        kernel = param(
+            self, "kernel", self._init, shape, self.axes, ex.param_dtype, between=0, packed=True
+        )
         out_dtype = self.out_dtype or ex.dtype
-        if isinstance(kernel, Packed):
-            y = matmul(x.astype(ex.dtype), kernel, out_dtype)
-        else:
-            y = jax.lax.dot_general(
+        # One kernel for each row of the batch, in a bank of adapters with copies of it.
+        by_row = ((0,), (0,)) if kernel.ndim > len(shape) else ((), ())
+
+        def product(x: jax.Array) -> jax.Array:
+            if isinstance(kernel, Packed):
+                return matmul(x.astype(ex.dtype), kernel, out_dtype)
+            return jax.lax.dot_general(
                 x.astype(ex.dtype),
                 kernel.astype(ex.dtype),
-                (((x.ndim - 1,), (0,)), ((), ())),
+                (((x.ndim - 1,), (len(by_row[0]),)), by_row),
                 preferred_element_type=out_dtype,
             )
-        y = ports.low_rank(self, x, y)
+
+        y = ports.low_rank(self, x, kernel, product)
         if self.use_bias:
             bias = param(
-                self, "bias", nn.initializers.zeros, features, self.axes[1:], ex.param_dtype
+                self,
+                "bias",
+                nn.initializers.zeros,
+                features,
+                self.axes[1:],
+                ex.param_dtype,
+                between=x.ndim - 2,
             )
             y = y + bias.astype(y.dtype)
         return y

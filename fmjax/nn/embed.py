@@ -10,6 +10,9 @@ from fmjax.core.execution import Execution
 from fmjax.nn import ports
 from fmjax.nn.param import param
 
+HEAD = "attend"
+"""Under an embedding's path in the adapter: the leaves of the head that shares its table."""
+
 
 class Embed(nn.Module):
     """A table [num, features] that is read by id, and by `attend` as a tied output head.
@@ -41,14 +44,19 @@ class Embed(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids i32[...] → [..., features]. An id outside the table gives NaN, never a wrong row."""
         y = jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
-        return ports.low_rank_embedding(self, ids, y.astype(self.execution.dtype))
+        return ports.low_rank_embedding(self, ids, y.astype(self.execution.dtype), self.embedding)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x [..., features] → f32 logits [..., num] against every row."""
         dtype = self.execution.dtype
-        return jax.lax.dot_general(
-            x.astype(dtype),
-            self.embedding.astype(dtype),
-            (((x.ndim - 1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+
+        def product(x: jax.Array) -> jax.Array:
+            return jax.lax.dot_general(
+                x.astype(dtype),
+                self.embedding.astype(dtype),
+                (((x.ndim - 1,), (1,)), ((), ())),
+                preferred_element_type=jnp.float32,
+            )
+
+        # The head has an adapter of its own, as if it were a layer of its own.
+        return ports.low_rank(self, x, self.embedding.T, product, below=HEAD)

@@ -76,6 +76,7 @@ class MaskedLMHead(nn.Module):
         ex = self.execution
         dense = Dense(x_BTD.shape[-1], ("embed", None), True, self.kernel_init, ex, name="dense")
         y = LayerNorm(self.epsilon, ex, name="norm")(activation(self.act)(dense(x_BTD)))
-        bias = param(self, "bias", nn.initializers.zeros, (words.num,), ("vocab",), ex.param_dtype)
+        zeros, shape = nn.initializers.zeros, (words.num,)
+        bias = param(self, "bias", zeros, shape, ("vocab",), ex.param_dtype, between=1)
         logits = words.attend(y) + bias.astype(jnp.float32)
         return constrain(logits, ("batch", "seq", "act_vocab"))

@@ -6,14 +6,16 @@ expert's MLP.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.core.errors import ConfigError
 from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
+from fmjax.nn import ports
 from fmjax.nn.activations import activation
 from fmjax.nn.expert_parallel import over_devices
 from fmjax.nn.grouped import grouped_matmul
@@ -38,7 +40,7 @@ def route(logits_NE: jax.Array, experts_per_token: int) -> tuple[jax.Array, jax.
 
 
 class Weight(nn.Module):
-    """A matrix or a stack of them, as it is; unlike a `Dense` kernel it takes no adapter.
+    """A matrix or a stack of them, as it is; adapters of it plug in where it is multiplied.
 
     Attributes:
       shape, axes: of the parameter.
@@ -62,6 +64,10 @@ class Experts(nn.Module):
 
     Inside `fmjax.core.logical.use`, each device sorts the tokens of its own `expert` group and
     takes them through its own experts.
+
+    A low-rank adapter has factors for each expert: in the module's adapter under "gate_up_proj"
+    lora_a [E, D, r], which gate and up share, and lora_b [E, r, 2, F]; under "down_proj"
+    lora_a [E, F, r] and lora_b [E, r, D].
 
     Attributes:
       experts: E.
@@ -92,13 +98,28 @@ class Experts(nn.Module):
             functools.partial(_visit, activation(self.act)),
             (x.astype(ex.dtype), weights, chosen),
             (gate, up, down),
+            {n: f for n in ("gate_up_proj", "down_proj") if (f := self._factors(n)) is not None},
         )
+
+    def _factors(self, name: str) -> tuple[jax.Array, jax.Array] | None:
+        """Low-rank factors (s · A, B) of an adapter."""
+        own = ports.leaves(self, name)
+        if own is None:
+            return None
+        if "rows" in own:
+            raise ConfigError(
+                f"the adapter's {'/'.join((*self.path, name))!r} is on experts, which a bank "
+                "cannot hold; use that adapter by itself, or merge it"
+            )
+        dtype = self.execution.dtype
+        return (own["lora_scale"] * own["lora_a"]).astype(dtype), own["lora_b"].astype(dtype)
 
 
 def _visit(
     act: Callable[[jax.Array], jax.Array],
     tokens: tuple[jax.Array, jax.Array, jax.Array],
     kernels: tuple[jax.Array, jax.Array, jax.Array],
+    factors: Mapping[str, tuple[jax.Array, jax.Array]],
     first: int | jax.Array = 0,
 ) -> jax.Array:
     """Takes tokens through the experts first, first + 1, … whose kernels are given.
@@ -107,6 +128,7 @@ def _visit(
       act: of the gates.
       tokens: x [N, D], weights [N, K], chosen [N, K].
       kernels: gate and up [E, D, F], down [E, F, D].
+      factors: s · A and B on "gate_up_proj", "down_proj" or neither, as `Experts` has them.
       first: number of the first of these E experts.
 
     Returns:
@@ -120,9 +142,23 @@ def _visit(
     expert = jnp.where((expert >= 0) & (expert < E), expert, E)
     order = jnp.argsort(expert, stable=True)
     sizes_E = jnp.bincount(expert, length=E + 1)[:E].astype(jnp.int32)
+
+    def low_rank(name: str, x: jax.Array) -> jax.Array | int:  # x A B [N·K, …]
+        if name not in factors:
+            return 0
+        a, b = factors[name]
+        low = grouped_matmul(x, a, sizes_E)
+        return grouped_matmul(low, b.reshape(*b.shape[:2], -1), sizes_E)
+
     visits = x_ND[order // K]
-    hidden = act(grouped_matmul(visits, gate, sizes_E)) * grouped_matmul(visits, up, sizes_E)
-    y = grouped_matmul(hidden, down, sizes_E)  # zero for experts elsewhere
+    gates, ups = (grouped_matmul(visits, w, sizes_E) for w in (gate, up))
+    if "gate_up_proj" in factors:
+        change = low_rank("gate_up_proj", visits)
+        width = gates.shape[-1]
+        gates, ups = gates + change[:, :width], ups + change[:, width:]
+    hidden = act(gates) * ups
+    # Zero for experts elsewhere.
+    y = grouped_matmul(hidden, down, sizes_E) + low_rank("down_proj", hidden)
     y_NKD = y[jnp.argsort(order)].reshape(N, K, -1)
     return jnp.sum(y_NKD * weights_NK[:, :, None], 1).astype(x_ND.dtype)
 
@@ -151,7 +187,9 @@ class SparseMoE(nn.Module):
         D, E = x.shape[-1], self.experts
         # Small, so not split over the experts.
         gate = Weight((D, E), ("embed", None), init, ex, name="gate")()
-        logits = jnp.dot(x.astype(ex.dtype), gate).astype(jnp.float32)
+        logits = ports.low_rank(
+            self, x.astype(ex.dtype), gate, lambda x: jnp.dot(x, gate), below="gate"
+        ).astype(jnp.float32)
         weights, chosen = route(logits, self.experts_per_token)
         experts = Experts(E, self.features, self.act, init, ex, name="experts")
         return constrain(experts(x, weights, chosen), ("batch", "seq", "act_embed")), logits

@@ -26,7 +26,8 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         ex = self.execution
         init = nn.initializers.constant(1.0 - (self.offset or 0.0))
-        scale = param(self, "scale", init, (x.shape[-1],), ("norm",), ex.param_dtype)
+        shape, between = (x.shape[-1],), x.ndim - 2
+        scale = param(self, "scale", init, shape, ("norm",), ex.param_dtype, between=between)
         x32 = x.astype(jnp.float32)
         y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
         if self.offset is None:
@@ -43,8 +44,13 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         ex, shape = self.execution, (x.shape[-1],)
-        scale = param(self, "scale", nn.initializers.ones, shape, ("norm",), ex.param_dtype)
-        bias = param(self, "bias", nn.initializers.zeros, shape, ("norm",), ex.param_dtype)
+
+        def vector(name: str, init: nn.initializers.Initializer) -> jax.Array:
+            axes, between = ("norm",), x.ndim - 2
+            return param(self, name, init, shape, axes, ex.param_dtype, between=between)
+
+        scale = vector("scale", nn.initializers.ones)
+        bias = vector("bias", nn.initializers.zeros)
         x32 = x.astype(jnp.float32)
         x32 = x32 - jnp.mean(x32, -1, keepdims=True)
         y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)

@@ -16,6 +16,7 @@ from fmjax.core import tree
 from fmjax.core.adapter import COLLECTION
 from fmjax.core.errors import ConfigError
 from fmjax.core.params import ParamSpec
+from fmjax.nn import bank_port
 from fmjax.quant import Packed
 
 _record: ContextVar[dict[str, tuple[str | None, ...]] | None] = ContextVar("axes", default=None)
@@ -28,28 +29,37 @@ def param(
     shape: tuple[int, ...],
     axes: tuple[str | None, ...],
     dtype: Any,
+    *,
+    between: int | None = None,
     packed: bool = False,
 ) -> jax.Array | Packed:
     """Declares (or reads) a parameter of `module` whose dimensions bear the names `axes`.
 
-    A copy of it in the module's adapter, under the same name, is read in its place.
+    A copy of it in the module's adapter, under the same name, is read in its place. In a bank of
+    adapters each row of the batch has its own, and the result has the leading axes [B, 1 × between]
+    then; None says that the module cannot use that.
 
     Args:
       module: that owns the parameter.
       name: in the module.
       init: initialiser.
       shape, axes, dtype: of the array.
+      between: axes that the module's input has between its batch and those of the parameter.
       packed: whether the caller can use a packed weight, and returns one where it stands.
 
     Raises:
-      ConfigError: a copy or a packed weight of another shape, or a packed weight that cannot be
-        used here.
+      ConfigError: a copy or a packed weight of another shape; a packed weight that cannot be used
+        here; a copy for each row where `between` is None.
     """
     record = _record.get()
     if record is not None:
         record["/".join((*module.path, name))] = axes
     if module.has_variable(COLLECTION, name):
-        return _copy(module, name, shape)
+        bank = bank_port.of(module, name)
+        if bank is None:
+            return _copy(module, name, shape)
+        original = module.param(name, init, shape, dtype)
+        return bank_port.copy(module, name, bank, original, between)
     if module.has_variable("params", name):
         held = module.get_variable("params", name)
         if isinstance(held, Packed):

@@ -1,46 +1,104 @@
-"""Where adapters plug into the primitives.
+"""Where low-rank adapters plug into the primitives.
 
 An adapter lives in the collection "adapter", at the path of the module that it touches. A module
 without an entry there computes what it always computed; no model file knows about adapters.
 """
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fmjax.core.adapter import COLLECTION
+from fmjax.nn import bank_port
 from fmjax.nn.dropout import dropout
+from fmjax.nn.low_rank import dora_factor
+
+Leaves = Mapping[str, jax.Array]
+_NAMES = (
+    *("lora_a", "lora_b", "lora_scale", "lora_dropout", "lora_bias", "magnitude"),
+    *bank_port.NAMES,
+)
 
 
-def _get(module: nn.Module, name: str) -> jax.Array | None:
-    return module.get_variable(COLLECTION, name) if module.has_variable(COLLECTION, name) else None
+def leaves(module: nn.Module, below: str | None = None) -> Leaves | None:
+    """The low-rank leaves of a module's adapter, or of what lies under `below` in it, or None."""
+    if below is None:
+        own = {n: module.get_variable(COLLECTION, n) for n in _NAMES if _has(module, n)}
+    else:
+        own = module.get_variable(COLLECTION, below) if _has(module, below) else {}
+    return own if "lora_a" in own else None
 
 
-def low_rank(module: nn.Module, x: jax.Array, y: jax.Array) -> jax.Array:
-    """y + scale · (dropout(x) A) B, the LoRA branch of a dense layer (arXiv:2106.09685).
+def _has(module: nn.Module, name: str) -> bool:
+    return module.has_variable(COLLECTION, name)
+
+
+def low_rank(
+    module: nn.Module,
+    x: jax.Array,
+    kernel: Any,
+    product: Callable[[jax.Array], jax.Array],
+    below: str | None = None,
+) -> jax.Array:
+    """x W with what the module's adapter makes of it, x (W + s A B) without dropout.
+
+    LoRA (arXiv:2106.09685): x W + s · dropout(x) A B. With a lora_bias, its s-fold is added. With a
+    magnitude m (DoRA, arXiv:2402.09353) what the layer gives without its bias is multiplied by
+    m / ‖W + s A B‖; under dropout, as in PEFT, x W + (m / ‖…‖) dropout(x) (W + s A B)
+    − dropout(x) W.
 
     Args:
-      module: the dense layer; its adapter holds lora_a [in, r], lora_b [r, *out], lora_scale [] and
-        optionally lora_dropout [] (a rate).
+      module: the linear layer; its adapter holds lora_a [in, r], lora_b [r, *out], lora_scale [],
+        and optionally lora_dropout [] (a rate), lora_bias [*out], magnitude [*out].
       x: the layer's input [..., in].
-      y: the layer's output [..., *out].
+      kernel: W [in, *out], an array or packed.
+      product: x → x W [..., *out].
+      below: where in the module's adapter the leaves lie, if not at the top.
     """
-    a = _get(module, "lora_a")
-    if a is None:
+    own = leaves(module, below)
+    if own is not None and "rows" in own:
+        return bank_port.low_rank(module, x, kernel, product, own)
+    y = product(x)
+    if own is None:
         return y
-    b, scale = _get(module, "lora_b"), _get(module, "lora_scale")
-    rate = _get(module, "lora_dropout")
-    if rate is not None:
-        x = dropout(module, x, rate)
-    low = jnp.tensordot(x.astype(y.dtype), a.astype(y.dtype), 1) * scale.astype(y.dtype)
-    return y + jnp.tensordot(low, b.astype(y.dtype), 1)
+    a, b, scale = own["lora_a"], own["lora_b"], own["lora_scale"]
+    dropped = dropout(module, x, own["lora_dropout"]) if "lora_dropout" in own else x
+    low = jnp.tensordot(dropped.astype(y.dtype), a.astype(y.dtype), 1) * scale.astype(y.dtype)
+    change = jnp.tensordot(low, b.astype(y.dtype), 1)
+    if "lora_bias" in own:
+        change = change + (scale * own["lora_bias"]).astype(y.dtype)
+    if "magnitude" not in own:
+        return y + change
+    factor = dora_factor(kernel, a, b, scale, own["magnitude"])
+    if dropped is x:
+        return _times(factor, y + change)
+    base = product(dropped)
+    return y + (_times(factor, base + change) - base)
 
 
-def low_rank_embedding(module: nn.Module, ids: jax.Array, y: jax.Array) -> jax.Array:
-    """y + scale · A[ids] B, the LoRA branch of an embedding table: A [V, r], B [r, D]."""
-    a = _get(module, "lora_a")
-    if a is None:
+def low_rank_embedding(
+    module: nn.Module, ids: jax.Array, y: jax.Array, table: jax.Array
+) -> jax.Array:
+    """y + s · A[ids] B for rows y of an embedding table [V, D]: A [V, r], B [r, D].
+
+    With a magnitude [D] the sum is multiplied by m / ‖table + s A B‖, the norm over V.
+    """
+    own = leaves(module)
+    if own is None:
         return y
-    b, scale = _get(module, "lora_b"), _get(module, "lora_scale")
+    if "rows" in own:
+        return bank_port.low_rank_embedding(module, ids, y, table, own)
+    a, b, scale = own["lora_a"], own["lora_b"], own["lora_scale"]
     low = jnp.take(a, ids, axis=0).astype(y.dtype) * scale.astype(y.dtype)
-    return y + jnp.tensordot(low, b.astype(y.dtype), 1)
+    y = y + jnp.tensordot(low, b.astype(y.dtype), 1)
+    if "magnitude" not in own:
+        return y
+    return _times(dora_factor(table, a, b, scale, own["magnitude"]), y)
+
+
+def _times(factor: jax.Array, y: jax.Array) -> jax.Array:
+    # Near 1, so of no use in bfloat16.
+    return (factor * y.astype(jnp.float32)).astype(y.dtype)

@@ -7,20 +7,27 @@ whole; the adapter itself is a pytree that goes in beside the parameters:
 
 from fmjax.core.adapter import TRAINABLE
 from fmjax.peft.adapter import abstract, count, init
+from fmjax.peft.bank import bank, insert, select, take
 from fmjax.peft.config import LoRA
 from fmjax.peft.files import load, save
 from fmjax.peft.merge import merge, unmerge
+from fmjax.peft.routed import Routed
 from fmjax.peft.tasks import head_modules
 
 __all__ = [
     "TRAINABLE",
     "LoRA",
+    "Routed",
     "abstract",
+    "bank",
     "count",
     "head_modules",
     "init",
+    "insert",
     "load",
     "merge",
     "save",
+    "select",
+    "take",
     "unmerge",
 ]

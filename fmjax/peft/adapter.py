@@ -1,12 +1,16 @@
 """Adapters as pytrees: described, counted and created where their base lives."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fmjax.core import logical, tree
+from fmjax.core.adapter import TRAINABLE
+from fmjax.core.errors import ConfigError
 from fmjax.parallel import DEFAULT_RULES, param_shardings
 from fmjax.peft import saved
 from fmjax.peft.base import Base, Weight
@@ -22,25 +26,27 @@ def init(
     *,
     mesh: jax.sharding.Mesh | None = None,
     rules: logical.Rules | None = None,
+    dtype: Any = "float32",
 ) -> dict[str, Any]:
-    """A fresh float32 adapter for `model`; with it the model still computes what it did.
+    """A fresh adapter for `model`; with it the model still computes what it did.
 
     Args:
       rng: a key, `jax.random.key(seed)`.
       spec: what to add where, for example `LoRA(rank=8)`.
       model: from `fmjax.build` or `from_pretrained`.
-      params: of the base. The modules that `spec` trains whole start as they are in it. LoRA
-        reads no value of it: only, without `mesh`, how its kernels are sharded, so that the
-        adapter is laid out like them.
+      params: of the base. What `spec` trains whole starts as it is in it, and DoRA from its norms.
+        Plain LoRA reads no value of it: only, without `mesh`, how its kernels are sharded, so that
+        the adapter is laid out like them.
       mesh: lays the adapter out by `rules`.
       rules: logical axes → mesh axes; default `fmjax.parallel.DEFAULT_RULES`.
+      dtype: of the trained leaves, drawn in float32 and then rounded. Constants stay float32.
 
     Returns:
       The "adapter" collection: nested dicts that mirror the module paths that it touches.
 
     Raises:
       ConfigError: a spec that matches no layer, or has a part that matches none; one that trains
-        modules whole without `params` that hold them.
+        modules whole, or DoRA, without `params` that hold them; a `dtype` that is no float.
       ShardingError: an adapter that does not divide over the mesh.
     """
     base = Base.of(model)
@@ -48,18 +54,39 @@ def init(
     method.check(spec, base)
     saved.check(spec, base)
 
+    described = _typed(abstract_on(spec, base), dtype)
+
     def make(rng: jax.Array, params: Any) -> dict[str, Any]:
         copies = tree.unflatten(saved.init(spec, base, params))
-        return tree.combine(method.init(rng, spec, base, params), copies)
+        made = tree.combine(method.init(rng, spec, base, params), copies)
+        return tree.map_with_path(lambda _, x, d: jnp.asarray(x, d.dtype), made, described)
 
-    where = shardings(abstract_on(spec, base), base, params, mesh, rules)
+    where = shardings(described, base, params, mesh, rules)
     # An argument that is not read is dropped from the program: LoRA's holds no base weight.
     return jax.jit(make, out_shardings=where)(rng, params)
 
 
-def abstract(spec: Spec, model: nn.Module) -> dict[str, Any]:
-    """The adapter as nested dicts of `ParamSpec`: shapes, dtypes and logical axes."""
-    return abstract_on(spec, Base.of(model))
+def abstract(spec: Spec, model: nn.Module, dtype: Any = "float32") -> dict[str, Any]:
+    """The adapter as nested dicts of `ParamSpec`: shapes, dtypes and logical axes.
+
+    Raises:
+      ConfigError: as `init`.
+    """
+    return _typed(abstract_on(spec, Base.of(model)), dtype)
+
+
+def _typed(specs: tree.Tree, dtype: Any) -> dict[str, Any]:
+    """With the trained leaves in `dtype`."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ConfigError(f"adapter dtype {dtype!r} is no float; give 'float32' or 'bfloat16'")
+    trained = tree.match_rules(TRAINABLE, specs)
+    return tree.map_with_path(
+        lambda _, spec, own: dataclasses.replace(spec, dtype=found) if own else spec, specs, trained
+    )
 
 
 def count(spec: Spec, model: nn.Module) -> int:
@@ -85,7 +112,7 @@ def shardings(
     if mesh is not None:
         return param_shardings(specs, mesh, rules or DEFAULT_RULES)
     flat = tree.flatten(params or {})
-    matrices = {w.path: w for w in base.weights}
+    matrices = {w.path: w for w in base.adaptable}
     own = {w.target.path: w for w in base.params}
     # A copy lies like its original, a factor like the matrix of its module.
     models = {

@@ -9,6 +9,7 @@ from typing import Any
 from fmjax.core.errors import ConfigError
 
 ALL_LINEAR = "all-linear"
+BIASES = ("none", "all", "lora_only")
 
 Names = tuple[str, ...]
 Pattern = tuple[tuple[str, Any], ...]
@@ -40,6 +41,15 @@ class LoRA:
         (`fmjax.peft.head_modules` names it). A name covers every module whose name ends in it and
         all that this holds; what it covers has no low-rank factors. The adapter holds float32
         copies of these parameters, which are used in place of the base's.
+      use_dora: DoRA (arXiv:2402.09353): y = m · (W + s · B A) x / ‖W + s · B A‖, with a trained
+        magnitude m for each output, starting at the norm of W's row.
+      bias: which biases of the base are trained with it: "none", "all", or "lora_only", those of
+        adapted layers. The adapter holds copies of them, as of modules_to_save.
+      lora_bias: B has a bias of its own.
+      target_parameters: names, matched like `targets`, of matrices that are no layers of their own:
+        a mixture's experts, all of a layer at once ("mlp.experts.gate_up_proj",
+        "mlp.experts.down_proj"), and its router ("mlp.gate.weight"). Each expert has factors of
+        the full rank. `exclude` and `layers_to_transform` do not touch them.
 
     Raises:
       ConfigError: a value out of range, a broken regular expression, or fields that exclude each
@@ -57,6 +67,10 @@ class LoRA:
     layers_pattern: Names = ()
     use_rslora: bool = False
     modules_to_save: Names = ()
+    use_dora: bool = False
+    bias: str = "none"
+    lora_bias: bool = False
+    target_parameters: Names = ()
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -66,6 +80,7 @@ class LoRA:
         put("exclude", _names("exclude", self.exclude))
         put("layers_pattern", _names("layers_pattern", self.layers_pattern, listed=True))
         put("modules_to_save", _names("modules_to_save", self.modules_to_save, listed=True))
+        put("target_parameters", _names("target_parameters", self.target_parameters, listed=True))
         put("rank_pattern", _pattern("rank_pattern", self.rank_pattern))
         put("alpha_pattern", _pattern("alpha_pattern", self.alpha_pattern))
         put("layers_to_transform", _layers(self.layers_to_transform))
@@ -79,7 +94,7 @@ class LoRA:
                 raise ConfigError(f"LoRA: alpha {alpha!r} of {name!r} must be a finite number")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ConfigError(f"LoRA: dropout {self.dropout!r} must be a rate in [0, 1)")
-        if not self.targets:
+        if not self.targets and not self.target_parameters:
             raise ConfigError("LoRA: targets is empty; name layers, or use 'all-linear'")
         if isinstance(self.targets, str) and self.layers_to_transform is not None:
             raise ConfigError(
@@ -90,6 +105,26 @@ class LoRA:
             raise ConfigError("LoRA: layers_pattern needs layers_to_transform")
         if self.layers_pattern:
             _compiled("layers_pattern", self.layers_pattern)
+        self._check_variants()
+
+    def _check_variants(self) -> None:
+        if self.bias not in BIASES:
+            raise ConfigError(
+                f"LoRA: bias {self.bias!r} is unknown; choose from {', '.join(BIASES)}"
+            )
+        for name in ("use_rslora", "use_dora", "lora_bias"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"LoRA: {name}={getattr(self, name)!r} must be True or False")
+        if self.use_dora and self.lora_bias:
+            raise ConfigError("LoRA: use_dora and lora_bias exclude each other; choose one")
+        if self.use_dora and 0 in (self.alpha, *(alpha for _, alpha in self.alpha_pattern)):
+            raise ConfigError("LoRA: use_dora needs an alpha other than 0")
+        given = [n for n in ("dropout", "use_dora", "lora_bias") if getattr(self, n)]
+        if self.target_parameters and given:
+            raise ConfigError(
+                f"LoRA: {given[0]}={getattr(self, given[0])!r} does not go with target_parameters; "
+                "leave one of them out"
+            )
 
     def rank_of(self, name: str) -> int:
         """The rank of the layer with this Hugging Face module name."""

@@ -24,7 +24,7 @@ from fmjax.convert import (
 )
 from fmjax.core import logical, tree
 from fmjax.core.errors import CheckpointError, ConfigError
-from fmjax.peft import saved
+from fmjax.peft import biases, saved
 from fmjax.peft.adapter import abstract_on, shardings
 from fmjax.peft.base import PREFIX, Base
 from fmjax.peft.fingerprint import fingerprint
@@ -115,7 +115,7 @@ def load(
     survey = Base.of(model)
     spec, method = _read_spec(directory, survey)
     file = directory / WEIGHTS
-    tensors = _open(directory)
+    tensors = {k: t for k, t in _open(directory).items() if not biases.repeated(spec, k)}
     expected = method.shapes(spec, survey) | saved.shapes(spec, survey)
     copies = {k: t for k, t in tensors.items() if k not in expected and _original(k, survey)}
     _match(file, {k: t for k, t in tensors.items() if k not in copies}, expected)

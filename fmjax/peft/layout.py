@@ -1,5 +1,6 @@
 """How a matrix in the published files is numbered with respect to ours."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ def orders(weight: Weight) -> Orders:
     Matrices that hold their own row or column numbers are sent through it. They are broadcast
     views, so nothing of the matrix's size is allocated unless the map has to copy.
     """
+    if weight.target.row.fused is not None:
+        # In transformers' own layout, which is plain.
+        return Orders(np.arange(weight.inputs[-1]), np.arange(math.prod(weight.outputs)), False)
     rows, columns = weight.target.file_shape
     forward = weight.target.row.transform.forward
     shape = (rows, columns)
@@ -36,4 +40,5 @@ def orders(weight: Weight) -> Orders:
     first_output = (slice(None), *(0,) * (row.ndim - 1))
     if np.unique(row[0]).size == rows == row[0].size:
         return Orders(column[first_output], row[0].reshape(-1), False)
-    return Orders(row[first_output], column[0].reshape(-1), True)
+    found = Orders(row[first_output], column[0].reshape(-1), True)
+    return Orders(found.outputs, found.inputs, False) if weight.tied else found

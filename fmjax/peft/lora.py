@@ -5,7 +5,8 @@ A stacked kernel takes a stacked adapter, whose layers must agree in rank. Where
 of A and rows of B beyond a layer's own rank, and all of a layer that is not adapted, whose scale
 is 0 too. The padding stays exactly zero in training: the gradient of a padded column of A is a
 multiple of the same row of B, which is zero, and the reverse, and optimizers leave a zero with a
-zero gradient where it is.
+zero gradient where it is. The same holds of the other leaves: of DoRA, a layer whose scale is 0
+gives exactly what its kernel gives.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import numpy as np
 from fmjax.core import tree
 from fmjax.core.errors import ConfigError
 from fmjax.core.params import ParamSpec
+from fmjax.peft import lora_math
 from fmjax.peft.base import Base, Weight
 from fmjax.peft.config import ALL_LINEAR, LoRA, names_match, pattern_matches
 
@@ -45,6 +47,21 @@ class Site:
         """Of the arrays: the largest of the layers'."""
         return max(self.ranks)
 
+    def leaves(self, spec: LoRA) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
+        """{leaf: (shape, logical axes)} of one layer, constants apart."""
+        w = self.weight
+        lead = w.inner == 2  # experts have factors of their own each
+        found = {
+            "lora_a": ((*w.inputs, self.rank), (*w.axes[: w.inner], "lora")),
+            "lora_b": (
+                (*w.shape[:lead], self.rank, *w.outputs),
+                (*w.axes[:lead], "lora", *w.output_axes),
+            ),
+        }
+        for name in ("magnitude",) * spec.use_dora + ("lora_bias",) * spec.lora_bias:
+            found[name] = (w.outputs, w.output_axes)
+        return found
+
 
 def sites(spec: LoRA, base: Base) -> list[Site]:
     """The weights that `spec` touches, in the model's order.
@@ -53,9 +70,14 @@ def sites(spec: LoRA, base: Base) -> list[Site]:
       ConfigError: targets that match nothing, a tied head, or a module that is not a layer.
     """
     found: list[Site] = []
-    for weight in base.weights:
-        names = [name if _chosen(spec, weight, name) else None for name in weight.names]
+    for weight in base.adaptable:
+        names = [name if _chosen(spec, base, weight, name) else None for name in weight.names]
         if any(names):
+            if spec.lora_bias and not weight.linear:
+                raise ConfigError(
+                    f"LoRA: lora_bias does not go with the embedding {weight.names[0]!r}; "
+                    "take it out of targets"
+                )
             ranks = tuple(spec.rank_of(n) if n else 0 for n in names)
             scales = tuple(spec.scale_of(n) if n else 0.0 for n in names)
             found.append(Site(weight, ranks, scales))
@@ -70,7 +92,9 @@ def sites(spec: LoRA, base: Base) -> list[Site]:
     return found
 
 
-def _chosen(spec: LoRA, weight: Weight, name: str) -> bool:
+def _chosen(spec: LoRA, base: Base, weight: Weight, name: str) -> bool:
+    if weight in base.fused:
+        return names_match(spec.target_parameters, name)
     if spec.excludes(name) or spec.saves(name):
         return False
     if spec.targets == ALL_LINEAR:
@@ -79,13 +103,7 @@ def _chosen(spec: LoRA, weight: Weight, name: str) -> bool:
 
 
 def _refuse_others(spec: LoRA, base: Base) -> None:
-    for name, path in base.tied.items():
-        if spec.matches(name) and not spec.excludes(name):
-            raise ConfigError(
-                f"LoRA: {name!r} is tied to {path!r} and cannot have an adapter of its own; "
-                f"add it to exclude, or untie the model (tie_word_embeddings=False)"
-            )
-    for name in sorted(base.others):
+    for name in sorted(base.others - base.tied.keys()):
         if spec.matches(name) and not spec.excludes(name) and not spec.saves(name):
             raise ConfigError(
                 f"LoRA: targets={spec.targets!r} match {name!r}, which is neither a linear layer "
@@ -99,7 +117,7 @@ def check(spec: LoRA, base: Base) -> None:
     Raises:
       ConfigError: a target, exclusion, pattern or layer number that matches no layer.
     """
-    every = [name for weight in base.weights for name in weight.names]
+    every = [name for weight in base.adaptable for name in weight.names]
     used = [n for s in sites(spec, base) for n, r in zip(s.weight.names, s.ranks, strict=True) if r]
 
     def refuse(field: str, value: Any) -> None:
@@ -110,8 +128,16 @@ def check(spec: LoRA, base: Base) -> None:
 
     for field, wanted, names in (("targets", spec.targets, used), ("exclude", spec.exclude, every)):
         for name in () if isinstance(wanted, str) else wanted:
-            if not any(names_match((name,), n) for n in names) and name not in base.tied:
+            if not any(names_match((name,), n) for n in names):
                 refuse(field, name)
+    for name in spec.target_parameters:
+        if not any(names_match((name,), n) for w in base.fused for n in w.names):
+            known = dict.fromkeys(".".join(w.names[0].split(".")[-3:]) for w in base.fused)
+            raise ConfigError(
+                f"LoRA: target_parameters {name!r} matches no experts and no router of this "
+                f"{base.model_type} model; "
+                + (f"choose from {', '.join(known)}" if known else "name layers in targets")
+            )
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern, _ in getattr(spec, field):
             if not any(pattern_matches(pattern, n) for n in used):
@@ -125,19 +151,17 @@ def check(spec: LoRA, base: Base) -> None:
 def abstract(spec: LoRA, base: Base) -> dict[str, Any]:
     """The adapter as nested dicts of `ParamSpec`; axes are the kernel's, and "lora" for the rank.
 
-    Leaves of a module: lora_a [in, r], lora_b [r, *out], lora_scale [] and, for a linear layer with
-    dropout, lora_dropout []; all f32, and with a leading layers axis where the kernel has one.
+    Leaves of a module: lora_a [in, r], lora_b [r, *out], with DoRA magnitude [*out], with lora_bias
+    that [*out], lora_scale [] and, for a linear layer with dropout, lora_dropout []; all f32, and
+    with a leading layers axis where the kernel has one. Of experts: lora_a [E, in, r], lora_b
+    [E, r, *out]; of a convolution: lora_a [height, width, in, r].
     """
     flat: dict[str, ParamSpec] = {}
     for site in sites(spec, base):
         w = site.weight
         count = (len(w.names),) if w.stacked else ()
         layers = ("layers",) if w.stacked else ()
-        leaves = {
-            "lora_a": ((w.shape[0], site.rank), (w.axes[0], "lora")),
-            "lora_b": ((site.rank, *w.shape[1:]), ("lora", *w.axes[1:])),
-            "lora_scale": ((), ()),
-        }
+        leaves = site.leaves(spec) | {"lora_scale": ((), ())}
         if spec.dropout and w.linear:
             leaves["lora_dropout"] = ((), ())
         for name, (shape, axes) in leaves.items():
@@ -148,39 +172,70 @@ def abstract(spec: LoRA, base: Base) -> dict[str, Any]:
 def init(rng: jax.Array, spec: LoRA, base: Base, params: Any = None) -> dict[str, Any]:
     """A fresh adapter that changes nothing yet: one factor is random, the other zero.
 
-    As in PEFT: A ~ U(±1/√in) and B = 0 for a linear layer, A = 0 and B ~ N(0, 1) for an embedding.
-    Traceable. With one rank for all layers the values do not depend on `scan_layers`.
+    As in PEFT: A ~ U(±1/√in) and B = 0 for a linear layer, A = 0 and B ~ N(0, 1) for an embedding;
+    DoRA's magnitude is the norm of the base's kernel. Traceable. With one rank for all layers the
+    values do not depend on `scan_layers`.
+
+    Raises:
+      ConfigError: DoRA without the base's params.
     """
-    del params  # LoRA starts without looking at the base.
     flat = constants(spec, base)
     for site in sites(spec, base):
         w = site.weight
-        module = w.target.row.path.rpartition("/")[0]
+        module = w.path if w.tied else w.target.row.path.rpartition("/")[0]
         key = jax.random.fold_in(rng, zlib.crc32(module.encode()))
         numbers = jnp.arange(len(w.names)) + w.target.layer
         draw = _linear if w.linear else _embedding
 
         def one(number: jax.Array, rank: jax.Array, site=site, key=key, draw=draw) -> Any:
             own = jnp.arange(site.rank) < rank
-            return draw(jax.random.fold_in(key, number), site.weight.shape, own)
+            shapes = (shape for shape, _ in site.leaves(spec).values())
+            return draw(jax.random.fold_in(key, number), next(shapes), next(shapes), own)
 
         ranks = jnp.asarray(site.ranks)
         a, b = jax.vmap(one)(numbers, ranks) if w.stacked else one(numbers[0], ranks[0])
-        flat |= {f"{w.path}/lora_a": a, f"{w.path}/lora_b": b}
+        leaves = {"lora_a": a, "lora_b": b}
+        if spec.lora_bias:
+            leaves["lora_bias"] = jnp.zeros((*b.shape[: w.stacked], *w.outputs), DTYPE)
+        if spec.use_dora:
+            scale = flat[f"{w.path}/lora_scale"]
+            leaves["magnitude"] = _magnitude(site, params, leaves | {"lora_scale": scale})
+        flat |= {f"{w.path}/{name}": leaf for name, leaf in leaves.items()}
     return tree.unflatten(flat)
 
 
-def _linear(key: jax.Array, shape: tuple[int, ...], own: jax.Array) -> tuple[jax.Array, jax.Array]:
-    bound = shape[0] ** -0.5
-    a = jax.random.uniform(key, (shape[0], own.size), DTYPE, -bound, bound)
-    return jnp.where(own, a, 0), jnp.zeros((own.size, *shape[1:]), DTYPE)
+def _magnitude(site: Site, params: Any, leaves: dict[str, Any]) -> jax.Array:
+    path, w = site.weight.target.path, site.weight
+    kernel = tree.flatten(params or {}).get(path)
+    if kernel is None or tuple(kernel.shape) != w.spec.shape:
+        raise ConfigError(
+            f"LoRA: use_dora starts from the norms of {path!r} {w.spec.shape}; pass params= of "
+            "this model"
+        )
+
+    def one(layer: Any) -> jax.Array:
+        kernel, leaves = layer
+        found = lora_math.norm(kernel.T if w.tied else kernel, leaves)
+        return jnp.where(leaves["lora_scale"] != 0, found, 0)
+
+    # One layer's float32 kernel at a time.
+    return jax.lax.map(one, (kernel, leaves)) if w.stacked else one((kernel, leaves))
+
+
+def _linear(
+    key: jax.Array, shape_a: tuple[int, ...], shape_b: tuple[int, ...], own: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    # Of a convolution all of a window's inputs count, of experts each one's own.
+    bound = math.prod(shape_a[:-1] if len(shape_a) != 3 else shape_a[1:-1]) ** -0.5
+    a = jax.random.uniform(key, shape_a, DTYPE, -bound, bound)
+    return jnp.where(own, a, 0), jnp.zeros(shape_b, DTYPE)
 
 
 def _embedding(
-    key: jax.Array, shape: tuple[int, ...], own: jax.Array
+    key: jax.Array, shape_a: tuple[int, ...], shape_b: tuple[int, ...], own: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    b = jax.random.normal(key, (own.size, *shape[1:]), DTYPE)
-    return jnp.zeros((shape[0], own.size), DTYPE), jnp.where(own[:, None], b, 0)
+    b = jax.random.normal(key, shape_b, DTYPE)
+    return jnp.zeros(shape_a, DTYPE), jnp.where(own[:, None], b, 0)
 
 
 def constants(spec: LoRA, base: Base) -> dict[str, Any]:
@@ -198,7 +253,11 @@ def constants(spec: LoRA, base: Base) -> dict[str, Any]:
 
 def count(spec: LoRA, base: Base) -> int:
     """Number of trained parameters, padding not counted."""
-    return sum(
-        sum(s.ranks) * (s.weight.shape[0] + math.prod(s.weight.shape[1:]))
-        for s in sites(spec, base)
-    )
+    total = 0
+    for site in sites(spec, base):
+        w = site.weight
+        lead = math.prod(w.shape[: w.inner == 2])
+        per_rank = math.prod(w.inputs) + lead * math.prod(w.outputs)
+        vectors = (spec.use_dora + spec.lora_bias) * math.prod(w.outputs)
+        total += sum(rank * per_rank + vectors for rank in site.ranks if rank)
+    return total

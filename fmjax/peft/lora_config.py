@@ -11,7 +11,7 @@ from fmjax.peft.lora import sites
 from fmjax.peft.tasks import modules_to_save, task_type
 
 # What PEFT assumes where a file is silent.
-_DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False}
+_DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": []}
 
 _FIELDS = {
     "r": "rank",
@@ -25,6 +25,10 @@ _FIELDS = {
     "layers_pattern": "layers_pattern",
     "use_rslora": "use_rslora",
     "modules_to_save": "modules_to_save",
+    "use_dora": "use_dora",
+    "bias": "bias",
+    "lora_bias": "lora_bias",
+    "target_parameters": "target_parameters",
 }
 
 # Keys that leave the maths alone. `fan_in_fan_out` is among them: how a layer's weight lies is
@@ -49,9 +53,7 @@ def from_peft(config: Mapping[str, Any], base: Base) -> LoRA:
     """
     for key in sorted(config.keys() - _FIELDS.keys() - _NOTES):
         value = config[key]
-        if key == "bias":
-            neutral = value in ("none", None)
-        elif key == "init_lora_weights":
+        if key == "init_lora_weights":
             neutral = value in _STARTS
         else:
             neutral = value in (None, False, [], {}, "")
@@ -60,12 +62,10 @@ def from_peft(config: Mapping[str, Any], base: Base) -> LoRA:
                 f"{key}={value!r} is not supported; merge the adapter into its base in PEFT "
                 "(merge_and_unload, then save_pretrained) and load the merged model"
             )
-    if not config.get("target_modules"):
+    if not config.get("target_modules") and not config.get("target_parameters"):
         raise ConfigError("target_modules is missing; add the names of the adapted layers")
     values = _DEFAULTS | {k: v for k, v in config.items() if k in _FIELDS and v is not None}
     values["modules_to_save"] = modules_to_save(config, base)
-    if type(values["use_rslora"]) is not bool:
-        raise ConfigError(f"use_rslora={values['use_rslora']!r} must be true or false")
     return LoRA(**{_FIELDS[key]: value for key, value in values.items()})
 
 
@@ -78,7 +78,7 @@ def to_peft(spec: LoRA, base: Base) -> dict[str, Any]:
         "peft_type": "LORA",
         "task_type": task_type(spec, base),
         "inference_mode": True,
-        "bias": "none",
+        "bias": spec.bias,
         "fan_in_fan_out": any(
             orders(site.weight).inputs_first for site in sites(spec, base) if site.weight.linear
         ),
@@ -94,7 +94,13 @@ def to_peft(spec: LoRA, base: Base) -> dict[str, Any]:
         "layers_to_transform": _listed(spec.layers_to_transform),
         "layers_pattern": _listed(spec.layers_pattern) or None,
     }
-    return config | ({"exclude_modules": _listed(spec.exclude)} if spec.exclude else {})
+    newer = {
+        "exclude_modules": _listed(spec.exclude),
+        "use_dora": spec.use_dora,
+        "lora_bias": spec.lora_bias,
+        "target_parameters": _listed(spec.target_parameters),
+    }
+    return config | {key: value for key, value in newer.items() if value}
 
 
 def _listed(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """Modules that are trained whole beside an adapter: PEFT's `modules_to_save`.
 
-Most often the new head of a classifier. The adapter holds float32 copies of their parameters,
-each under its own path, and `fmjax.nn.param` reads a copy in place of the parameter.
+Most often the new head of a classifier; biases (`fmjax.peft.biases`) are held in the same way. The
+adapter holds float32 copies of their parameters, each under its own path, and `fmjax.nn.param`
+reads a copy in place of the parameter.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import numpy as np
 from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.core.params import ParamSpec
+from fmjax.peft import biases
 from fmjax.peft.base import PREFIX, Base, Weight
 from fmjax.peft.config import saved_by
 
@@ -21,7 +23,7 @@ DTYPE = np.dtype("float32")
 
 
 def saved(spec: Any, base: Base) -> list[Weight]:
-    """The parameters that `spec` has copies of, in the model's order.
+    """The parameters that `spec` has copies of, in the model's order, biases last.
 
     Raises:
       ConfigError: a name that covers what has no copy of its own here (mixtures, a table that the
@@ -41,7 +43,7 @@ def saved(spec: Any, base: Base) -> list[Weight]:
                 "name only modules that share nothing, or untie the model "
                 "(tie_word_embeddings=False)",
             )
-    return found
+    return found + biases.trained(spec, base)
 
 
 def _check(spec: Any, base: Base, weight: Weight, covered: list[bool]) -> None:
@@ -102,18 +104,22 @@ def init(spec: Any, base: Base, params: Any) -> dict[str, jax.Array]:
     """
     copies = abstract(spec, base)
     if copies and params is None:
-        raise ConfigError(
-            f"modules_to_save={spec.modules_to_save!r} start as the base has them; pass params="
-        )
+        raise ConfigError(f"{_what(spec)} start as the base has them; pass params=")
     flat = tree.flatten(params or {})
     for path, expected in copies.items():
         if getattr(flat.get(path), "shape", None) != expected.shape:
             raise ConfigError(
-                f"params have no array {path!r} {expected.shape}, which modules_to_save="
-                f"{spec.modules_to_save!r} copy; use the params of this model, not packed"
+                f"params have no array {path!r} {expected.shape}, which {_what(spec)} copy; "
+                "use the params of this model, not packed"
             )
     # Copies even of float32: training donates the adapter, and the base must outlive that.
     return {path: jnp.copy(flat[path]).astype(DTYPE) for path in copies}
+
+
+def _what(spec: Any) -> str:
+    bias = getattr(spec, "bias", "none")
+    fields = [f"modules_to_save={spec.modules_to_save!r}"] * bool(spec.modules_to_save)
+    return " and ".join(fields + [f"bias={bias!r}"] * (bias != "none"))
 
 
 def count(spec: Any, base: Base) -> int:
@@ -126,7 +132,11 @@ def count(spec: Any, base: Base) -> int:
 
 def shapes(spec: Any, base: Base) -> dict[str, tuple[int, ...]]:
     """{name in the file: shape}."""
-    return {PREFIX + key: w.target.file_shape for w in saved(spec, base) for key in w.target.keys}
+    return {
+        PREFIX + key: w.target.file_shape
+        for w in saved(spec, base)
+        for key in biases.keys(spec, base, w)
+    }
 
 
 def pack(spec: Any, base: Base, flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -141,11 +151,10 @@ def pack(spec: Any, base: Base, flat: dict[str, np.ndarray]) -> dict[str, np.nda
         copy = flat.pop(target.path, None)
         if copy is None or copy.shape != target.shape:
             raise CheckpointError(
-                f"the adapter lacks {target.path!r} {target.shape}, which modules_to_save="
-                f"{spec.modules_to_save!r} ask for; save it with the spec and the model that it "
-                "was made for"
+                f"the adapter lacks {target.path!r} {target.shape}, which {_what(spec)} ask for; "
+                "save it with the spec and the model that it was made for"
             )
-        for i, key in enumerate(target.keys):
+        for i, key in enumerate(biases.keys(spec, base, weight)):
             found[PREFIX + key] = target.row.transform.inverse(copy[target.index(i)])
     return found
 
@@ -155,6 +164,7 @@ def unpack(spec: Any, base: Base, tensors: Mapping[str, np.ndarray]) -> dict[str
     found: dict[str, np.ndarray] = {}
     for weight in saved(spec, base):
         target = weight.target
-        parts = [target.row.transform.forward(tensors[PREFIX + key]) for key in target.keys]
+        keys = biases.keys(spec, base, weight)
+        parts = [target.row.transform.forward(tensors[PREFIX + key]) for key in keys]
         found[target.path] = np.stack(parts).reshape(target.shape)
     return found

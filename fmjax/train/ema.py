@@ -41,7 +41,7 @@ def with_ema(
       optimizer: whose updates are applied.
       decay: d, in [0, 1).
       warmup: d = min(decay, (1 + t) / (10 + t)) at update t = 0, 1, …, so that the start is soon
-        forgotten; as `use_ema_warmup` and `num_updates` do elsewhere.
+        forgotten; as TensorFlow's average with `num_updates`.
 
     Raises:
       ConfigError: a decay out of range.

@@ -1,5 +1,6 @@
 """Optimizer state in the host's memory, from where a step fetches it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,17 +47,32 @@ def on_host(state: Any, like: Any) -> Any:
     return jax.tree.map(place, state)
 
 
-def fetch(state: Any, shardings: Any) -> Any:
-    """Copies what lies in host memory to the device; to be traced.
+def from_host(update: Callable[..., Any], shardings: Any) -> Callable[..., Any]:
+    """An optimizer's update whose state comes from host memory and goes back there.
+
+    Within a branch, as the step has it, so that the copies cannot start before the gradient is
+    known: ahead of it they would lie beside the activations.
+    """
+
+    def wrapped(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = update(grads, move(state, shardings, "device"), params)
+        return updates, move(state, shardings, HOST)
+
+    return wrapped
+
+
+def move(state: Any, shardings: Any, memory: str) -> Any:
+    """Copies an optimizer's arrays to the device, or back; to be traced.
 
     Args:
       state: arrays of an optimizer.
-      shardings: of these arrays, where they lie.
+      shardings: where they lie between steps.
+      memory: "device" or `HOST`.
     """
 
     def one(x: jax.Array, sharding: Any) -> jax.Array:
         if sharding.memory_kind != HOST:
             return x
-        return jax.device_put(x, sharding.with_memory_kind("device"))
+        return jax.device_put(x, sharding.with_memory_kind(memory))
 
     return jax.tree.map(one, state, shardings)

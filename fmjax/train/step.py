@@ -196,8 +196,11 @@ class Step:
 
     def _update(self, shardings: Any, donated: Any, kept: Any, batch: Batch) -> Any:
         trained, opt_state, extra = donated
+        update = self.optimizer.update
         if self.offload:
-            opt_state = offloading.fetch(opt_state, shardings[1])
+            # A memory is part of a type, which without a mesh is not known from the arguments.
+            opt_state = offloading.move(opt_state, shardings[1], offloading.HOST)
+            update = offloading.from_host(update, shardings[1])
             donated = (trained, opt_state, extra)
         frozen, step, rng, skipped = kept
         with self._layout():
@@ -218,7 +221,7 @@ class Step:
 
         def apply(new_extra: Any, grads: Any) -> Any:
             grads = jax.tree.map(lambda g, p: (g * (clip / weight)).astype(p.dtype), grads, trained)
-            updates, new_opt_state = self.optimizer.update(grads, opt_state, trained)
+            updates, new_opt_state = update(grads, opt_state, trained)
             return optax.apply_updates(trained, updates), new_opt_state, new_extra
 
         # A branch, not a select: it updates in place on every backend, where selecting per leaf
@@ -281,14 +284,13 @@ def make_step(
       abstract: {"params": nested dict of `ParamSpec`}, to lay out parameters that `init` receives
         off the mesh. Parameters that were created on it need none.
       trainable: ordered (regex, bool) over paths such as "params/h/mlp/c_fc/kernel"; every path
-        must be covered. Default: the adapter (without its scale and dropout) if there is one, else
-        all of "params".
+        must be covered. Or `fmjax.train.freeze(…)`. Default: the adapter (without its constants)
+        if there is one, else all of "params".
       accumulate: microbatches that a batch is cut into.
       clip_norm: bound on the global norm of the mean gradient; None does not clip.
       learning_rate: of the optimizer, only to report it.
       offload: "optimizer" keeps the optimizer's state in pinned host memory, fetches it for the
-        update and puts it back: a step holds activations or moments on the device, not both, and
-        takes the time of the copies. None keeps it on the device.
+        update, when the activations are gone, and puts it back; that takes the time of the copies.
 
     Raises:
       ConfigError: accumulation of an objective that does not decompose, numbers out of range, or

@@ -99,6 +99,24 @@ def falcon(tmp_path_factory):
     return make(falcon_config(), tmp_path_factory.mktemp("falcon"))
 
 
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    directory = tmp_path_factory.mktemp("bert")
+    fields = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=44, num_hidden_layers=2)
+    fields |= dict(num_attention_heads=4, max_position_embeddings=16, initializer_range=0.2)
+    config = BertConfig(**fields, num_labels=3)
+    BertForSequenceClassification(config).save_pretrained(directory)
+    model, params = fmjax.from_pretrained(directory)
+
+    def reference():
+        options = dict(attn_implementation="eager")
+        return BertForSequenceClassification.from_pretrained(directory, **options).eval()
+
+    return SimpleNamespace(dir=directory, model=model, params=params, reference=reference)
+
+
 @pytest.fixture(params=["llama", "gpt2"])
 def twin(request):
     return request.getfixturevalue(request.param)
@@ -160,15 +178,68 @@ def peft_model(twin, **config):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    model = quiet(
-        get_peft_model, twin.reference(), LoraConfig(task_type="CAUSAL_LM", **config)
-    ).eval()
+    config = {"task_type": "CAUSAL_LM"} | config
+    model = quiet(get_peft_model, twin.reference(), LoraConfig(**config)).eval()
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return model
+
+
+def exchange(twin, theirs, directory):
+    """Asserts that an adapter of PEFT computes, learns and is filed the same here.
+
+    Forward and gradient of every trained array, the number of them, and both directions of the
+    files bit for bit. Returns (spec, adapter).
+    """
+    import torch
+    from safetensors.numpy import load_file
+
+    quiet(theirs.save_pretrained, directory / "theirs")
+    spec, adapter = peft.load(directory / "theirs", twin.model, twin.params)
+    output = theirs(input_ids=torch.tensor(IDS)).logits
+    expected = output.detach().numpy()
+    np.testing.assert_allclose(
+        logits(twin.model, twin.params, adapter), expected, rtol=0, atol=ATOL
+    )
+    assert np.abs(logits(twin.model, twin.params, {}) - expected).max() > 0.05
+
+    weights = np.random.default_rng(2).normal(size=output.shape).astype(np.float32)
+    (output * torch.tensor(weights)).mean().backward()
+
+    def loss(adapter):
+        return (_apply(twin.model, twin.params, adapter, jnp.asarray(IDS)) * weights).mean()
+
+    gradients = jax.grad(loss)(adapter)
+    # A gradient has the layout of its adapter, so it can be filed like one.
+    constant = tree.match_rules([(rf, not keep) for rf, keep in peft.TRAINABLE], adapter)
+    gradients = tree.map_with_path(lambda _, g, x, c: x if c else g, gradients, adapter, constant)
+    peft.save(directory / "gradients", spec, gradients, twin.model)
+    ours = load_file(directory / "gradients" / "adapter_model.safetensors")
+    checked = 0
+    for name, parameter in theirs.named_parameters():
+        if parameter.requires_grad and "original_module" not in name:
+            key = name.replace(".modules_to_save.default", "").replace(".default", "")
+            key = key.replace("magnitude_vector.weight", "magnitude_vector")
+            np.testing.assert_allclose(
+                ours.pop(key), parameter.grad.numpy(), rtol=1e-4, atol=1e-5, err_msg=key
+            )
+            checked += parameter.numel()
+    assert not ours
+    assert peft.count(spec, twin.model) == checked
+
+    peft.save(directory / "ours", spec, adapter, twin.model, params=twin.params)
+    files = [load_file(directory / d / "adapter_model.safetensors") for d in ("theirs", "ours")]
+    for key, value in files[1].items():
+        np.testing.assert_array_equal(value, files[0][key], key)
+    again, same = peft.load(directory / "ours", twin.model, twin.params)
+    assert again == spec
+    jax.tree.map(np.testing.assert_array_equal, same, adapter)
+    back = in_peft(twin, directory / "ours")
+    np.testing.assert_allclose(torch_logits(back), expected, rtol=0, atol=1e-6)
+    return spec, adapter
 
 
 def in_peft(twin, directory):
@@ -177,10 +248,17 @@ def in_peft(twin, directory):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
+        warnings.filterwarnings("ignore", ".*tie_word_embeddings=True")  # a note on merging
+        warnings.filterwarnings(
+            "ignore", "fan_in_fan_out is set to True"
+        )  # of one layer of several
+        warnings.filterwarnings("ignore", ".*has no bias")  # a note on what it cannot merge
+        # It looks for patterns of parameters among the modules, and applies them all the same.
+        warnings.filterwarnings("ignore", ".*keys did not match any targeted module")
         return PeftModel.from_pretrained(twin.reference(), directory).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kit():
     return SimpleNamespace(
         ATOL=ATOL,
@@ -191,6 +269,7 @@ def kit():
         trained=trained,
         peft_model=peft_model,
         in_peft=in_peft,
+        exchange=exchange,
         make=make,
         llama_config=llama_config,
         gpt2_config=gpt2_config,

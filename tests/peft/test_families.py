@@ -1,11 +1,11 @@
-"""The other families' layers take PEFT's adapters and give theirs; experts take none."""
+"""The other families' layers take PEFT's adapters and give theirs; experts are no layers."""
 
 import jax
 import numpy as np
 import pytest
 
 from fmjax import peft
-from fmjax.core.errors import CheckpointError, ConfigError
+from fmjax.core.errors import ConfigError
 
 FIELDS = dict(
     vocab_size=62,
@@ -32,7 +32,7 @@ def config(family):
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "mixtral"])
 def test_all_linear_layers_both_ways(kit, tmp_path, family):
     twin = kit.make(config(family), tmp_path / "base")
-    # PEFT's "all-linear" adapts a mixture's experts too, which is refused here.
+    # PEFT's "all-linear" adapts a mixture's experts too (tests/peft/test_experts.py).
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
     names = attention if family == "mixtral" else "all-linear"
     theirs = kit.peft_model(twin, r=2, target_modules=names)
@@ -50,14 +50,6 @@ def test_all_linear_layers_both_ways(kit, tmp_path, family):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=kit.ATOL)
 
 
-def test_adapters_of_experts_are_refused(kit, tmp_path):
-    twin = kit.make(config("mixtral"), tmp_path / "base")
-    theirs = kit.peft_model(twin, r=2, target_modules="all-linear")
-    kit.quiet(theirs.save_pretrained, tmp_path / "theirs")
-    with pytest.raises(CheckpointError, match="target_parameters=.*merge the adapter"):
-        peft.load(tmp_path / "theirs", twin.model, twin.params)
-
-
 @pytest.mark.parametrize(
     ("target", "name"),
     [
@@ -65,7 +57,7 @@ def test_adapters_of_experts_are_refused(kit, tmp_path):
         ("gate", "model.layers.0.block_sparse_moe.gate"),
     ],
 )
-def test_experts_and_routers_take_no_adapter(kit, tmp_path, target, name):
+def test_experts_and_routers_are_no_layers(kit, tmp_path, target, name):
     twin = kit.make(config("mixtral"), tmp_path)
     with pytest.raises(ConfigError, match=f"match '{name}', which is neither a linear"):
         peft.init(jax.random.key(0), peft.LoRA(targets=(target,)), twin.model)

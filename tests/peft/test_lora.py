@@ -210,10 +210,12 @@ def test_specs_that_do_not_fit_the_model(llama, fields, said):
     assert "\n" not in str(e.value)
 
 
-def test_a_tied_head_has_no_adapter_of_its_own(gpt2):
-    with pytest.raises(ConfigError, match="'lm_head' is tied to 'wte'"):
-        peft.init(KEY, peft.LoRA(targets=("c_attn", "lm_head")), gpt2.model)
-    peft.init(KEY, peft.LoRA(targets=r".*c_attn|lm_head", exclude=("lm_head",)), gpt2.model)
+def test_a_tied_head_has_an_adapter_of_its_own(gpt2):
+    adapter = peft.init(KEY, peft.LoRA(targets=("c_attn", "lm_head")), gpt2.model)
+    assert adapter["wte"].keys() == {"attend"}
+    spec = peft.LoRA(targets=r".*c_attn|lm_head", exclude=("lm_head",))
+    assert "wte" not in peft.init(KEY, spec, gpt2.model)
+    assert "wte" not in peft.init(KEY, peft.LoRA(targets="all-linear"), gpt2.model)
 
 
 def test_only_specs_are_specs(llama):

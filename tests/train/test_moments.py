@@ -223,10 +223,14 @@ def sharded(mesh, partition):
     return step, step.init({"params": {"kernel": kernel}}, jax.random.key(0))
 
 
-def test_shards_and_checkpoints_of_int8_moments(tmp_path):
+@pytest.mark.parametrize("slice_", [1, 1 << 20])
+def test_shards_and_checkpoints_of_int8_moments(tmp_path, slice_, monkeypatch):
+    monkeypatch.setattr(compact_adamw, "SLICE", slice_)
     batch = {"x": np.ones(8, np.float32)}
     step, state = sharded(make_mesh(fsdp=4, tensor=2, data=1), (None, "fsdp", "tensor"))
     one, alone = sharded(make_mesh(data=1, devices=jax.devices()[:1]), ())
+    program = step.lower(state, batch).compile().as_text()
+    assert "all-gather" not in program and "all-to-all" not in program
     for _ in range(2):
         state, _ = step(state, batch)
         alone, _ = one(alone, batch)
