@@ -15,7 +15,6 @@ from fmjax.parallel import DEFAULT_RULES, param_shardings
 from fmjax.peft import saved
 from fmjax.peft.base import Base, Weight
 from fmjax.peft.methods import Spec, method_of
-from fmjax.quant import Packed
 
 
 def init(
@@ -120,10 +119,7 @@ def shardings(
     }
 
     def of(weight: Weight) -> Any:
-        leaf = flat.get(weight.target.path)
-        if isinstance(leaf, Packed) and leaf.codes.ndim == leaf.ndim:
-            leaf = leaf.codes  # which lie as the kernel would
-        return getattr(leaf, "sharding", None)
+        return getattr(flat.get(weight.target.path), "sharding", None)
 
     if not all(isinstance(of(weight), NamedSharding) for weight in models.values()):
         return None
