@@ -153,7 +153,7 @@ def test_fingerprints_and_adapters(whole, nf4, tmp_path):
     peft.load(tmp_path, *apart)
     peft.load(tmp_path, model, fmjax.dequantize(params, "bfloat16"))
     original = fmjax.from_pretrained(whole)[1]
-    with pytest.raises(CheckpointError, match="any_base=True .*trained on the packed base"):
+    with pytest.raises(CheckpointError, match="any_base=True .*trained on the 4-bit one"):
         peft.load(tmp_path, model, original)
     peft.load(tmp_path, model, original, any_base=True)
 

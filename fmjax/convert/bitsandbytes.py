@@ -69,7 +69,7 @@ class PackedTensor(Tensor):
         codes = self.parts[""]
         items = []
         for suffix, part in self.parts.items():
-            if part is codes and codes.dtype != np.int8:  # one layout, whatever it was stored as
+            if part is codes and NF4_STATE in self.parts:
                 items.append(Item(key, (codes.nbytes, 1), np.dtype(np.uint8), self._codes))
             else:
                 items.append(Item(part_name(key, suffix), part.shape, part.dtype, part.view))

@@ -16,7 +16,6 @@ from fmjax.parallel import DEFAULT_RULES, param_shardings
 from fmjax.peft import saved
 from fmjax.peft.base import Base, Weight
 from fmjax.peft.methods import Spec, method_of
-from fmjax.quant import Packed
 
 
 def init(
@@ -128,11 +127,9 @@ def shardings(
         if weight is None:
             return everywhere
         leaf = flat.get(weight.target.path)
-        if isinstance(leaf, Packed):
-            if leaf.codes.ndim != leaf.ndim:
-                return everywhere  # so do its blocks, which run over the ends of rows
-            leaf = leaf.codes  # which lie as the kernel would
         sharding = getattr(leaf, "sharding", None)
+        if sharding is None and isinstance(leaf, Packed):
+            return everywhere  # as its blocks are, which run over the ends of rows
         if not isinstance(sharding, NamedSharding):
             return None
         return _like(weight, sharding, spec.axes)
