@@ -107,11 +107,9 @@ def attention(
             (v_BSGK, kv_heads),
         )
     )
-    prefix = prefix_port.read(module, k, H)
-    if prefix is not None:
-        mask = mask.replace(virtual=prefix[0].shape[1])
-        if prefix[0].shape[0] != k.shape[1]:
-            k, v = (jnp.repeat(x, H // x.shape[1], axis=1) for x in (k, v))
+    prefix = prefix_port.read(module, mask.virtual, k, H)
+    if prefix is not None and prefix[0].shape[0] != k.shape[1]:
+        k, v = (jnp.repeat(x, H // x.shape[1], axis=1) for x in (k, v))
     if cache_index is not None:
         k, v = update_cache(module, k, v, cache_index, mask, prefix)
     elif prefix is not None:

@@ -56,26 +56,35 @@ def offset(model: nn.Module, tokens: int, position_ids: jax.Array | None) -> int
     return P
 
 
-def read(module: nn.Module, k_BGTK: jax.Array, heads: int) -> tuple[jax.Array, jax.Array] | None:
+def read(
+    module: nn.Module, virtual: int, k_BGTK: jax.Array, heads: int
+) -> tuple[jax.Array, jax.Array] | None:
     """Key and value of the module's prefix, two [G', P, K] in the dtype of k, or None.
 
     G' is G, or H for a reference that repeats its keys before it caches them: then the prefix
     has a key for every query head.
 
+    Args:
+      module: the attention module.
+      virtual: P, as the entry of the model found it.
+      k_BGTK: the keys that the prefix comes before.
+      heads: H.
+
     Raises:
-      ConfigError: a prefix for other heads.
+      ConfigError: a prefix of another length or for other heads.
     """
-    if not module.has_variable(COLLECTION, KEY):
+    names = [name for name in (KEY, VALUE) if module.has_variable(COLLECTION, name)]
+    if not names and not virtual:
         return None
-    found = tuple(module.get_variable(COLLECTION, name) for name in (KEY, VALUE))
     _, G, _, K = k_BGTK.shape
-    P = found[0].shape[0]
-    for x in found:
-        if x.shape not in ((P, G, K), (P, heads, K)):
-            raise ConfigError(
-                f"the prefix at {'/'.join(module.path)!r} has shape {x.shape} where the model has "
-                f"{G} heads of size {K}; use the model that it was made for"
-            )
+    found = [module.get_variable(COLLECTION, name) for name in names]
+    fits = ((virtual, G, K), (virtual, heads, K))
+    if len({x.shape for x in found}) != 1 or len(found) != 2 or found[0].shape not in fits:
+        shapes = " and ".join(str(x.shape) for x in found) or "none"
+        raise ConfigError(
+            f"the prefix at {'/'.join(module.path)!r} is {shapes} where a key and a value of "
+            f"{fits[0]} are needed; use the model that it was made for"
+        )
     key, value = (jnp.swapaxes(x, 0, 1).astype(k_BGTK.dtype) for x in found)
     return key, value
 

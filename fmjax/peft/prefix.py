@@ -30,7 +30,8 @@ class Prefix:
     """P keys and values a layer, which all tokens attend to; the model's own weights stay.
 
     Tokens keep to the positions after the prefix, so that it takes P of the model's positions.
-    A prefix cannot be merged into the weights.
+    A prefix cannot be merged into the weights. PEFT applies one only to language models and, with
+    copies of the head (`fmjax.peft.head_modules`), to classifiers and answerers of questions.
 
     Attributes:
       num_virtual_tokens: P.

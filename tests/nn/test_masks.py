@@ -53,3 +53,35 @@ def test_no_restriction_is_no_array() -> None:
 def test_valid_may_be_longer_than_the_keys() -> None:
     mask = Mask(valid=jnp.array([[True, False, True, True]]))
     assert mask.dense(2, 2).shape == (1, 1, 2, 2)
+
+
+def test_virtual_keys_stand_before_the_first_token_of_every_text() -> None:
+    valid = np.array([[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]], bool)
+    segments = np.array([[1, 1, 1, 2, 2], [1, 2, 2, 2, 0]])
+    own = {"none": [range(5)] * 2, "valid": [[0, 1, 2, 3, 4], [0, 0, 0, 1, 2]]}
+    own["segments"] = [[0, 1, 2, 0, 1], [0, 0, 1, 2, 0]]
+    fields = {"none": {}, "valid": {"valid": jnp.asarray(valid)}}
+    fields["segments"] = {"segments": (jnp.asarray(segments), jnp.asarray(segments))}
+    for kind, field in fields.items():
+        for window in (None, 3):
+            plain = np.broadcast_to(Mask(window=window, **field).dense(5, 5), (2, 1, 5, 5))
+            found = np.broadcast_to(
+                Mask(window=window, virtual=2, **field).dense(5, 7), (2, 1, 5, 7)
+            )
+            np.testing.assert_array_equal(found[..., 2:], plain)
+            token = valid if kind == "valid" else np.ones_like(valid)
+            if kind == "segments":
+                token = segments > 0
+            for b, t in zip(*np.nonzero(token), strict=True):
+                near = [own[kind][b][t] + 2 - p < (window or 99) for p in range(2)]
+                assert found[b, 0, t, :2].tolist() == near, (kind, window, b, t)
+
+
+def test_virtual_keys_before_a_cache() -> None:
+    valid = jnp.array([[False, True, True, True, True, True]])
+    mask = Mask(window=4, virtual=2, valid=valid, offset=jnp.int32(3))
+    found = mask.dense(2, 8)[0, 0]
+    # The queries at slots 3 and 4 are the third and fourth token.
+    expected = [[0, 1, 0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1, 0]]
+    np.testing.assert_array_equal(found, np.array(expected, bool))
+    assert Mask(causal=False, virtual=2).dense(3, 5) is None

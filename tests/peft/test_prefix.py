@@ -56,6 +56,17 @@ FAMILIES = {
         initializer_range=0.2,
     ),
 }
+BERT = dict(
+    model_type="bert",
+    vocab_size=62,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=16,
+    initializer_range=0.2,
+)
+FAMILIES["bert"] = BERT | dict(architectures=["BertForMaskedLM"])
 STACKS = {"llama": "layers", "mistral": "layers", "gpt2": "h", "falcon": "h"}
 IDS = jnp.asarray(np.random.default_rng(1).integers(0, 62, (2, 9)), jnp.int32)
 
@@ -239,7 +250,16 @@ def test_a_prefix_of_another_model_is_refused():
     model, params, _ = made("llama")
     other = fmjax.build(LLAMA | dict(num_key_value_heads=1))
     adapter = peft.init(jax.random.key(1), SPEC, other)
-    with pytest.raises(ConfigError, match=r"'layers/self_attn' has shape \(3, 1, 8\) where"):
+    with pytest.raises(ConfigError, match=r"layers/self_attn' is \(3, 1, 8\) and .* \(3, 2, 8\)"):
+        logits(model, params, adapter)
+
+
+def test_every_layer_has_the_prefix():
+    _, params, adapter = made("llama")
+    model = fmjax.build(dict(LLAMA), scan_layers=False)
+    params, adapter = unstack(params, "layers", 3), unstack(adapter, "layers", 3)
+    del adapter["layers_1"]
+    with pytest.raises(ConfigError, match="the prefix at 'layers_1/self_attn' is none where"):
         logits(model, params, adapter)
 
 

@@ -114,3 +114,43 @@ def test_prefixes_and_heads_go_both_ways(twin, kit, tmp_path):
     assert again[0] == spec
     for path, array in tree.flatten(again[1]).items():
         np.testing.assert_array_equal(array, tree.flatten(adapter)[path])
+
+
+def test_a_projection_and_a_new_head_are_trained_and_filed_together(tmp_path):
+    config = dict(
+        model_type="bert",
+        architectures=["BertForSequenceClassification"],
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=44,
+        max_position_embeddings=16,
+        initializer_range=0.2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = fmjax.build(config)
+    params = fmjax.init_params(model, jax.random.key(0))
+    spec = peft.Prefix(P, projection=True, modules_to_save=peft.head_modules(model))
+    adapter = peft.init(jax.random.key(1), spec, model, params)
+    assert adapter.keys() == {"encoder", "classifier"}
+    assert peft.count(spec, model) == tree.count(adapter)
+    apply = peft.applied(spec, model)
+    ids = jnp.asarray(IDS, jnp.int32)
+
+    @jax.jit
+    def gradient(adapter):
+        return jax.grad(
+            lambda a: jnp.sum(apply({"params": params, "adapter": a}, ids).logits[:, 0])
+        )(adapter)
+
+    moved = jax.tree.map(lambda x, g: x - 0.1 * g, adapter, gradient(adapter))
+    for path, x in tree.flatten(moved).items():
+        assert np.abs(x - tree.flatten(adapter)[path]).max() > 1e-5, path
+    peft.save(tmp_path, spec, moved, model)
+    again, loaded = peft.load(tmp_path, model)
+    assert again == peft.Prefix(P, modules_to_save=("classifier",))
+    expected = apply({"params": params, "adapter": moved}, ids).logits
+    found = model.apply({"params": params, "adapter": loaded}, ids).logits
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

@@ -169,6 +169,7 @@ class Bert(nn.Module):
             position_ids = default_positions(cfg, input_ids, segment_ids, prefix)
         else:
             position_ids = position_ids + prefix
+        mask = mask.replace(virtual=prefix)
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
         if P := prompt_port.of(self, input_ids.shape[1], given):
