@@ -24,8 +24,9 @@ class Prompt:
     """P trained vectors in the place of words, before the tokens of every row.
 
     They take the positions 0 … P−1, real tokens those from P on. In a decoder all texts of a
-    packed row have the prompt before them. A BERT attends from the prompt to the text too, and
-    its pooler reads the first virtual token, as in PEFT.
+    packed row have the prompt before them. A BERT attends from the prompt to the text too, so its
+    rows hold one text each, and its pooler reads the first virtual token, as in PEFT. A decoder's
+    classifier reads the last real token (PEFT's the last slot, padding or not).
 
     Attributes:
       num_virtual_tokens: P.
