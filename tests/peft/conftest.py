@@ -1,7 +1,9 @@
 """Tiny transformers models, their twins here, and adapters on both sides."""
 
 import functools
+import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +14,8 @@ import pytest
 import fmjax
 from fmjax import peft
 from fmjax.core import tree
+
+sys.path.append(str(Path(__file__).parent))  # for bank_cases
 
 ATOL = 1e-4
 VOCAB = 62
