@@ -30,6 +30,7 @@ from fmjax.generate import generate
 from fmjax.nn.dense import Dense
 from fmjax.nn.stack import unstack
 from fmjax.objectives.causal_lm import CausalLM
+from fmjax.quant import quantize
 from fmjax.train import make_step
 
 
@@ -123,6 +124,37 @@ def test_methods_mix(llama):
             np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-4)
     for path, x in tree.flatten(grads).items():  # of the factors that this row does not have
         assert path.endswith(("ia3_in", "ia3_out")) <= (not x.any())
+
+
+def test_over_a_packed_base_and_on_a_tied_head(llama):
+    packed = tree.map_with_path(
+        lambda path, w: quantize(w, "nf4", lead=1) if "_proj/kernel" in path else w, llama[1]
+    )
+    dora = with_magnitude(trained(llama, peft.LoRA(rank=2, targets=("q_proj", "o_proj"))))
+    own = [trained(llama, SPECS[1]), dora]
+    base = (llama[0], packed)
+    got = outputs(*base, peft.select(peft.bank(own), ROWS))
+    np.testing.assert_allclose(got, one_by_one(base, own), rtol=0, atol=5e-5)
+    tied = build(LLAMA | {"tie_word_embeddings": True})
+    specs = [peft.LoRA(rank=r, targets=("lm_head", "embed_tokens")) for r in (1, 3)]
+    own = [trained(tied, spec, seed) for seed, spec in enumerate(specs)]
+    got = outputs(*tied, peft.select(peft.bank(own), ROWS))
+    np.testing.assert_allclose(got, one_by_one(tied, own), rtol=0, atol=5e-5)
+
+
+def test_a_bank_lies_on_a_mesh_like_its_adapters(llama, adapters):
+    mesh = fmjax.make_mesh(data=2, fsdp=2, tensor=2)
+    params = fmjax.init_params(llama[0], KEY, mesh=mesh)
+    own = [
+        jax.tree.map(lambda x, y: jax.device_put(y, x.sharding), like, adapter)
+        for adapter, like in (
+            (adapters[i], peft.init(KEY, SPECS[i], llama[0], params)) for i in range(2)
+        )
+    ]
+    bank = peft.bank(own)
+    got = outputs(llama[0], params, peft.select(bank, ROWS))
+    np.testing.assert_allclose(got, one_by_one(llama, adapters), rtol=0, atol=5e-5)
+    assert all(x.sharding.device_set == set(mesh.devices.flat) for x in jax.tree.leaves(bank))
 
 
 def test_decoding_gives_each_row_what_its_adapter_gives(llama, adapters):
