@@ -16,6 +16,7 @@ from fmjax.parallel import DEFAULT_RULES, param_shardings
 from fmjax.peft import saved
 from fmjax.peft.base import Base, Weight
 from fmjax.peft.methods import Spec, method_of
+from fmjax.quant import Packed
 
 
 def init(

@@ -5,8 +5,7 @@ Number 0 is no adapter; what smaller adapters lack is zero, and so is every grad
 adapters a batch uses is data: neither other rows nor other values of the adapters compile again.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,29 +16,8 @@ import numpy as np
 from fmjax.core import tree
 from fmjax.core.adapter import PRESENT
 from fmjax.core.errors import ConfigError, DataError
-from fmjax.peft.base import Base
-
-# Zero, they say "none" by themselves; all other leaves go with what of them is present.
-_LOW_RANK = ("lora_a", "lora_b", "lora_scale", "lora_dropout")
-_BESIDE = ("lora_bias", "magnitude")
-_VECTORS = ("ia3_in", "ia3_out")
-# Leaves of methods that change shapes (how many keys there are, where tokens stand).
-_ALONE = ("prefix_key", "prefix_value", "prompt")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-    """What one adapter of a bank has at a path.
-
-    Attributes:
-      shape: [*lead, …] without the adapter axis.
-      lead: 1 if there is a leading layers axis, else 0.
-      dtype: of the bank's array.
-    """
-
-    shape: tuple[int, ...]
-    lead: int
-    dtype: Any
+from fmjax.peft import bank_layout as layouts
+from fmjax.peft.bank_layout import LOW_RANK, Layout
 
 
 def bank(adapters: Sequence[tree.Tree | None], model: nn.Module | None = None) -> dict[str, Any]:
@@ -62,21 +40,16 @@ def bank(adapters: Sequence[tree.Tree | None], model: nn.Module | None = None) -
         nothing but None.
     """
     flats = [tree.flatten(adapter or {}) for adapter in adapters]
-    leads = _leads(model)
-    layout: dict[str, _Leaf] = {}
-    for number, flat in enumerate(flats, 1):
-        for path, x in flat.items():
-            new = _Leaf(x.shape, _lead(path, flat, leads), x.dtype)
-            layout[path] = _joined(path, layout.get(path, new), new, number)
+    layout = layouts.of_adapters(flats, model)
     if not layout:
         raise ConfigError("a bank needs at least one adapter that is not None")
-    slots = [_slot(layout, flat, number) for number, flat in enumerate([{}, *flats])]
-    return tree.unflatten(
-        {
-            path: jnp.stack([slot[path] for slot in slots], axis=_axis(path, layout))
-            for path in slots[0]
-        }
-    )
+    slots = [layouts.slot(layout, flat, number) for number, flat in enumerate([{}, *flats])]
+
+    def stacked(path: str) -> jax.Array:
+        lead = layout[path.removesuffix(PRESENT)].lead
+        return jnp.stack([slot[path] for slot in slots], axis=lead)
+
+    return tree.unflatten({path: stacked(path) for path in slots[0]})
 
 
 def select(bank: tree.Tree, rows: Any) -> dict[str, Any]:
@@ -105,9 +78,8 @@ def select(bank: tree.Tree, rows: Any) -> dict[str, Any]:
         raise DataError(f"row number {outside} is not in this bank; it has 0 … {count - 1}")
     rows = jnp.asarray(rows, jnp.int32)
     chosen = {
-        f"{_module(path)}/rows": jnp.broadcast_to(rows, (*x.shape[:-1], rows.size))
-        for path, x in flat.items()
-        if _marks(path)
+        f"{module}/rows": jnp.broadcast_to(rows, (*mark.shape[:-1], rows.size))
+        for module, mark in _marks(flat).items()
     }
     return tree.unflatten(flat | chosen)
 
@@ -118,8 +90,7 @@ def size(bank: tree.Tree) -> int:
     Raises:
       ConfigError: what is no bank.
     """
-    marks = [x for path, x in tree.flatten(bank).items() if _marks(path)]
-    counts = {x.shape[-1] if x.ndim else 0 for x in marks}
+    counts = {x.shape[-1] if x.ndim else 0 for x in _marks(tree.flatten(bank)).values()}
     if len(counts) != 1 or 0 in counts:
         raise ConfigError("this is no bank of adapters; make one with fmjax.peft.bank")
     return counts.pop()
@@ -134,18 +105,11 @@ def insert(bank: tree.Tree, index: int, adapter: tree.Tree | None) -> dict[str, 
     """
     _check_index(bank, index)
     flat = tree.flatten(bank)
-    layout: dict[str, _Leaf] = {}
-    leads = {_module(path): x.ndim - 1 for path, x in flat.items() if _marks(path)}
-    for path, x in flat.items():
-        if not path.endswith(PRESENT):
-            lead = leads[_module(path)]
-            layout[path] = _Leaf((*x.shape[:lead], *x.shape[lead + 1 :]), lead, x.dtype)
-    slot = _slot(layout, tree.flatten(adapter or {}), index)
+    slot = layouts.slot(_layout(flat), tree.flatten(adapter or {}), index)
+    leads = _leads(flat)
     return tree.unflatten(
         {
-            path: x.at[:, index].set(slot[path])
-            if leads[_module(path)]
-            else x.at[index].set(slot[path])
+            path: x.at[(slice(None),) * leads[path] + (index,)].set(slot[path])
             for path, x in flat.items()
         }
     )
@@ -161,31 +125,44 @@ def take(bank: tree.Tree, index: int) -> dict[str, Any]:
     """
     _check_index(bank, index)
     flat = tree.flatten(bank)
-    leads = {_module(path): x.ndim - 1 for path, x in flat.items() if _marks(path)}
-    own = {p: jnp.take(x, index, axis=leads[_module(p)]) for p, x in flat.items()}
+    leads = _leads(flat)
+    own = {path: jnp.take(x, index, axis=leads[path]) for path, x in flat.items()}
 
     def present(path: str) -> bool:
-        module, name = _module(path), path.rpartition("/")[2]
+        module, _, name = path.rpartition("/")
         if name == "lora_dropout":
             return bool(own[path].any())
-        if name in _LOW_RANK:
-            return any(bool(own[f"{module}/{leaf}"].any()) for leaf in _LOW_RANK[:3])
+        if name in LOW_RANK:
+            return any(bool(own[f"{module}/{leaf}"].any()) for leaf in LOW_RANK[:3])
         return bool(own[path + PRESENT].any())
 
     return tree.unflatten({p: x for p, x in own.items() if not p.endswith(PRESENT) and present(p)})
 
 
-def _module(path: str) -> str:
-    return path.rpartition("/")[0]
+def _marks(flat: dict[str, Any]) -> dict[str, Any]:
+    """{module: a leaf [*lead, N]}: one of which an adapter has a single number a layer."""
+    return {
+        path.rpartition("/")[0]: x
+        for path, x in flat.items()
+        if path.endswith(("/lora_scale", PRESENT))
+    }
 
 
-def _marks(path: str) -> bool:
-    """Of these leaves one adapter has a number a layer, so their last axis is the adapters'."""
-    return path.endswith(("/lora_scale", PRESENT))
+def _leads(flat: dict[str, Any]) -> dict[str, int]:
+    """{path: which axis is the adapters'}."""
+    marks = _marks(flat)
+    return {path: marks[path.rpartition("/")[0]].ndim - 1 for path in flat}
 
 
-def _axis(path: str, layout: Mapping[str, _Leaf]) -> int:
-    return layout[path.removesuffix(PRESENT)].lead
+def _layout(flat: dict[str, Any]) -> Layout:
+    """What one adapter has in this bank."""
+    found: Layout = {}
+    for path, lead in _leads(flat).items():
+        if not path.endswith(PRESENT):
+            x = flat[path]
+            shape = (*x.shape[:lead], *x.shape[lead + 1 :])
+            found[path] = layouts.Leaf(shape, lead, x.dtype)
+    return found
 
 
 def _check_index(bank: tree.Tree, index: int) -> None:
@@ -193,95 +170,3 @@ def _check_index(bank: tree.Tree, index: int) -> None:
         raise ConfigError(
             f"adapter {index} is not in this bank, which has 1 … {size(bank) - 1} (0 is none)"
         )
-
-
-def _leads(model: nn.Module | None) -> dict[str, int]:
-    """{parameter path: number of leading axes}."""
-    if model is None:
-        return {}
-    return {w.target.path: len(w.target.lead) for w in Base.of(model).params}
-
-
-def _lead(path: str, flat: Mapping[str, Any], leads: Mapping[str, int]) -> int:
-    module, _, name = path.rpartition("/")
-    if name in _ALONE or path.startswith("encoder/"):
-        raise ConfigError(
-            f"the adapter's {path!r} cannot differ by row, so it cannot stand in a bank; use that "
-            "adapter by itself"
-        )
-    if name in (*_LOW_RANK, *_BESIDE):
-        return _low_rank_lead(module, flat)
-    lead = leads.get(f"{module}/kernel" if name in _VECTORS else path)
-    if lead is None:
-        raise ConfigError(
-            f"a bank cannot tell the axes of {path!r}; pass model=, the one that the adapters "
-            "were made for"
-        )
-    if lead > 1 or name not in (*_VECTORS, "bias", "scale", "kernel"):
-        raise ConfigError(
-            f"a bank cannot hold copies of {path!r}, which is the same for all rows; use that "
-            "adapter by itself, or merge it"
-        )
-    return lead
-
-
-def _low_rank_lead(module: str, flat: Mapping[str, Any]) -> int:
-    scale, a = flat.get(f"{module}/lora_scale"), flat.get(f"{module}/lora_a")
-    if scale is None or a is None or a.ndim != scale.ndim + 2 or scale.ndim > 1:
-        raise ConfigError(
-            f"the low-rank factors at {module!r} are not those of one linear layer or embedding "
-            "(experts cannot differ by row); use that adapter by itself"
-        )
-    return scale.ndim
-
-
-def _joined(path: str, old: _Leaf, new: _Leaf, number: int) -> _Leaf:
-    """The leaf that holds both: the larger rank."""
-    rank = _rank_axis(path, old)
-    shapes = [tuple(n for i, n in enumerate(leaf.shape) if i != rank) for leaf in (old, new)]
-    if shapes[0] != shapes[1] or old.lead != new.lead:
-        raise ConfigError(
-            f"adapter {number} has {path!r} of shape {new.shape} where another has {old.shape}; a "
-            "bank holds adapters of one model"
-        )
-    shape = tuple(map(max, old.shape, new.shape))
-    return _Leaf(shape, old.lead, jnp.promote_types(old.dtype, new.dtype))
-
-
-def _rank_axis(path: str, leaf: _Leaf) -> int | None:
-    name = path.rpartition("/")[2]
-    return {"lora_a": len(leaf.shape) - 1, "lora_b": leaf.lead}.get(name)
-
-
-def _slot(
-    layout: Mapping[str, _Leaf], flat: Mapping[str, Any], number: int
-) -> dict[str, jax.Array]:
-    """One adapter with every leaf of the layout, padded, and whether it has it."""
-    if outside := sorted(flat.keys() - layout.keys()):
-        raise ConfigError(
-            f"adapter {number} touches {outside[0]!r}, which this bank has no room for; make a new "
-            "bank with this adapter in it"
-        )
-    slot: dict[str, jax.Array] = {}
-    for path, leaf in layout.items():
-        x = (
-            jnp.asarray(flat[path], leaf.dtype)
-            if path in flat
-            else jnp.zeros(leaf.shape, leaf.dtype)
-        )
-        rank = _rank_axis(path, leaf)
-        if x.ndim == len(leaf.shape) and rank is not None and x.shape[rank] < leaf.shape[rank]:
-            widths = [
-                (0, n - m if i == rank else 0)
-                for i, (m, n) in enumerate(zip(x.shape, leaf.shape, strict=True))
-            ]
-            x = jnp.pad(x, widths)
-        if x.shape != leaf.shape:
-            raise ConfigError(
-                f"adapter {number} has {path!r} of shape {x.shape}, and this bank has room for "
-                f"{leaf.shape}; make a new bank with this adapter in it"
-            )
-        slot[path] = x
-        if path.rpartition("/")[2] not in _LOW_RANK:
-            slot[path + PRESENT] = jnp.full(leaf.shape[: leaf.lead], path in flat)
-    return slot

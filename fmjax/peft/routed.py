@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fmjax.core.adapter import COLLECTION
 from fmjax.core.errors import DataError
@@ -19,7 +20,9 @@ class Routed:
     learns from its own rows only; number 0 never changes its outputs.
 
     Attributes:
-      objective: whose loss it is. Its model sees B rows, in the order of the batch.
+      objective: whose loss it is. Its model sees the B rows in the order of the batch, or k rows
+        for each of them, side by side (texts that are compared). What it computes without an
+        adapter, such as a reference, stays without.
     """
 
     objective: Any
@@ -59,5 +62,21 @@ class Routed:
         if "adapter_rows" not in batch:
             raise DataError("the batch has no adapter_rows; it needs i32 [batch], 0 for no adapter")
         rest = {name: x for name, x in batch.items() if name != "adapter_rows"}
-        chosen = variables | {COLLECTION: select(variables[COLLECTION], batch["adapter_rows"])}
-        return self.objective.loss(apply, chosen, extra, rest, rng)
+
+        def routed(variables: Any, **inputs: Any) -> Any:
+            if COLLECTION in variables:
+                rows = _repeated(batch["adapter_rows"], len(inputs["input_ids"]))
+                variables = variables | {COLLECTION: select(variables[COLLECTION], rows)}
+            return apply(variables, **inputs)
+
+        return self.objective.loss(routed, variables, extra, rest, rng)
+
+
+def _repeated(rows: jax.Array, count: int) -> jax.Array:
+    """The adapter of each of `count` rows, which stem from those of the batch in order."""
+    if count % len(rows):
+        raise DataError(
+            f"the batch has {len(rows)} adapter_rows, and the model sees {count} rows; give one "
+            "number for each row of the batch"
+        )
+    return jnp.repeat(jnp.asarray(rows), count // len(rows))

@@ -15,7 +15,7 @@ import fmjax
 from fmjax import peft
 from fmjax.core import tree
 
-sys.path.append(str(Path(__file__).parent))  # for `import torch_twins`
+sys.path.append(str(Path(__file__).parent))  # for the modules of cases beside the tests
 
 ATOL = 1e-4
 VOCAB = 62

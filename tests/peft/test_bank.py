@@ -1,10 +1,26 @@
-"""Many adapters at once: each row of a batch computes and learns as with its own adapter alone."""
+"""Many adapters at once: each row of a batch computes as with its own adapter alone."""
 
+import bank_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bank_cases import (
+    BERT,
+    HEADS,
+    IDS,
+    KEY,
+    LLAMA,
+    ROWS,
+    SPECS,
+    VOCAB,
+    build,
+    one_by_one,
+    outputs,
+    padded,
+    trained,
+)
 
 import fmjax
 from fmjax import peft
@@ -14,91 +30,23 @@ from fmjax.generate import generate
 from fmjax.nn.dense import Dense
 from fmjax.nn.stack import unstack
 from fmjax.objectives.causal_lm import CausalLM
+from fmjax.quant import quantize
 from fmjax.train import make_step
-
-KEY = jax.random.key(0)
-VOCAB = 40
-IDS = jnp.asarray(np.random.default_rng(0).integers(2, VOCAB, (4, 7)), jnp.int32)
-ROWS = np.array([2, 0, 1, 2])
-LLAMA = dict(
-    model_type="llama",
-    vocab_size=VOCAB,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    max_position_embeddings=32,
-    initializer_range=0.3,
-)
-BERT = dict(
-    model_type="bert",
-    vocab_size=VOCAB,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    max_position_embeddings=8,
-    hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
-    initializer_range=0.3,
-    architectures=["BertForSequenceClassification"],
-    num_labels=3,
-)
-SPECS = (
-    peft.LoRA(rank=2, alpha=4, targets=("q_proj", "embed_tokens")),
-    peft.LoRA(rank=3, alpha=9, targets=("q_proj", "down_proj", "lm_head"), use_rslora=True),
-)
-HEADS = (
-    peft.LoRA(rank=2, targets=("query",), modules_to_save=("classifier", "pooler")),
-    peft.LoRA(rank=3, targets=("key", "query"), modules_to_save=("classifier", "LayerNorm")),
-)
-
-
-def build(fields, **options):
-    model = fmjax.build(fields, **options)
-    return model, fmjax.init_params(model, KEY)
 
 
 @pytest.fixture(scope="module")
 def llama():
-    return build(LLAMA)
+    return cases.llama()
 
 
 @pytest.fixture(scope="module")
 def bert():
-    return build(BERT)
-
-
-def trained(base, spec, seed=0):
-    """After a pretended training; without padding inside one adapter everything may move."""
-    rng = np.random.default_rng(seed)
-    adapter = peft.init(KEY, spec, *base)
-    mask = tree.match_rules(peft.TRAINABLE, adapter)
-    return jax.tree.map(
-        lambda x, own: x + own * 0.3 * jnp.asarray(rng.normal(size=x.shape), x.dtype),
-        adapter,
-        mask,
-    )
+    return cases.bert()
 
 
 @pytest.fixture(scope="module")
-def adapters(llama):
-    return [trained(llama, spec, seed) for seed, spec in enumerate(SPECS)]
-
-
-def padded(x, shape):
-    """With zeros at the ends: factors of a smaller rank in a bank."""
-    return np.pad(x, [(0, n - m) for m, n in zip(x.shape, shape, strict=True)]) if shape else x
-
-
-def outputs(model, params, adapter, ids=IDS):
-    return np.asarray(model.apply({"params": params, "adapter": adapter}, input_ids=ids).logits)
-
-
-def one_by_one(base, adapters, rows=ROWS):
-    every = [outputs(*base, adapter) for adapter in ({}, *adapters)]
-    return np.stack([every[row][i] for i, row in enumerate(rows)])
+def adapters():
+    return cases.adapters()
 
 
 @pytest.mark.parametrize("options", [{}, {"scan_layers": False}, {"remat": "full"}])
@@ -178,67 +126,35 @@ def test_methods_mix(llama):
         assert path.endswith(("ia3_in", "ia3_out")) <= (not x.any())
 
 
-def test_gradients_reach_an_adapter_from_its_rows_only(bert):
-    model, params = bert
-    adapters = [trained(bert, spec, seed) for seed, spec in enumerate(HEADS)]
-    bank = peft.bank(adapters, model)
-
-    def loss(adapter, keep=1.0):
-        out = model.apply({"params": params, "adapter": adapter}, input_ids=IDS).logits
-        return jnp.sum(keep * (jax.nn.logsumexp(out, -1) - out[:, 0]))
-
-    learned, fixed = tree.partition(bank, tree.match_rules(peft.TRAINABLE, bank))
-    grads = jax.grad(lambda x: loss(peft.select(tree.combine(x, fixed), ROWS)))(learned)
-    for number, adapter in enumerate(adapters, 1):
-        own = jax.grad(loss)(adapter, (number == ROWS).astype(np.float32))
-        own = tree.flatten(tree.partition(own, tree.match_rules(peft.TRAINABLE, own))[0])
-        got = tree.flatten(peft.take(tree.combine(grads, fixed), number))
-        for path, expected in own.items():
-            expected = padded(expected, got[path].shape)
-            np.testing.assert_allclose(got[path], expected, rtol=0, atol=2e-5)
-            assert np.abs(expected).max() > 1e-4
-    # "None" learns nothing, and neither does a copy that an adapter does not have.
-    flat = tree.flatten(grads)
-    for path, x in flat.items():
-        assert not np.asarray(x).take(0, axis=int(path.startswith("layers"))).any()
-    assert not flat["pooler/kernel"][2].any()
+def test_over_a_packed_base_and_on_a_tied_head(llama):
+    packed = tree.map_with_path(
+        lambda path, w: quantize(w, "nf4", lead=1) if "_proj/kernel" in path else w, llama[1]
+    )
+    dora = with_magnitude(trained(llama, peft.LoRA(rank=2, targets=("q_proj", "o_proj"))))
+    own = [trained(llama, SPECS[1]), dora]
+    base = (llama[0], packed)
+    got = outputs(*base, peft.select(peft.bank(own), ROWS))
+    np.testing.assert_allclose(got, one_by_one(base, own), rtol=0, atol=5e-5)
+    tied = build(LLAMA | {"tie_word_embeddings": True})
+    specs = [peft.LoRA(rank=r, targets=("lm_head", "embed_tokens")) for r in (1, 3)]
+    own = [trained(tied, spec, seed) for seed, spec in enumerate(specs)]
+    got = outputs(*tied, peft.select(peft.bank(own), ROWS))
+    np.testing.assert_allclose(got, one_by_one(tied, own), rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"mesh": True}])
-def test_a_step_trains_as_each_adapter_alone(llama, adapters, options):
-    """SGD, whose update is linear: the parts of one step are steps by themselves."""
-    model, params = llama
-    if options.get("mesh"):
-        mesh = options["mesh"] = fmjax.make_mesh(data=2, devices=jax.devices()[:2])
-        params = fmjax.init_params(model, KEY, mesh=mesh)
-    optimizer = optax.sgd(1.0)
-    step = make_step(model, peft.Routed(CausalLM()), optimizer, clip_norm=None, **options)
-    batch = {"input_ids": np.asarray(IDS), "adapter_rows": ROWS.astype(np.int32)}
-    bank = peft.bank([*adapters, None])
-    before = tree.flatten(jax.tree.map(np.array, bank))
-    state = step.init({"params": params, "adapter": bank}, KEY)
-    told = step.evaluate(state, batch)
-    state, metrics = step(state, batch)
-    after = state.variables["adapter"]
-    np.testing.assert_allclose(metrics["loss"], told["loss"][0] / told["loss"][1], rtol=1e-5)
-    assert step.objective.summarize({"loss": 0.0})["perplexity"] == 1
-    for number, adapter in enumerate(adapters, 1):
-        mask = np.asarray(ROWS == number, np.float32)[:, None] * np.ones(IDS.shape)
-        alone = make_step(llama[0], CausalLM(), optimizer, clip_norm=None)
-        own = alone.init(jax.tree.map(jnp.copy, {"params": llama[1], "adapter": adapter}), KEY)
-        share = mask.sum() / mask.size
-        own, _ = alone(own, {"input_ids": np.asarray(IDS), "loss_mask": mask.astype(np.float32)})
-        got = tree.flatten(peft.take(after, number))
-        for path, x in tree.flatten(own.variables["adapter"]).items():
-            start = np.asarray(tree.flatten(adapter)[path])
-            expected = padded(start + share * (np.asarray(x) - start), got[path].shape)
-            np.testing.assert_allclose(got[path], expected, rtol=0, atol=2e-5)
-    for path, x in tree.flatten(after).items():
-        lead = int(path.startswith("layers/"))
-        for number in (0, 3):  # none, and a free place
-            np.testing.assert_array_equal(
-                np.asarray(x).take(number, axis=lead), before[path].take(number, axis=lead)
-            )
+def test_a_bank_lies_on_a_mesh_like_its_adapters(llama, adapters):
+    mesh = fmjax.make_mesh(data=2, fsdp=2, tensor=2)
+    params = fmjax.init_params(llama[0], KEY, mesh=mesh)
+    own = [
+        jax.tree.map(lambda x, y: jax.device_put(y, x.sharding), like, adapter)
+        for adapter, like in (
+            (adapters[i], peft.init(KEY, SPECS[i], llama[0], params)) for i in range(2)
+        )
+    ]
+    bank = peft.bank(own)
+    got = outputs(llama[0], params, peft.select(bank, ROWS))
+    np.testing.assert_allclose(got, one_by_one(llama, adapters), rtol=0, atol=5e-5)
+    assert all(x.sharding.device_set == set(mesh.devices.flat) for x in jax.tree.leaves(bank))
 
 
 def test_decoding_gives_each_row_what_its_adapter_gives(llama, adapters):
