@@ -77,7 +77,8 @@ def test_what_is_learnt_is_the_answers_and_their_ends(plain, tokenizer):
     [
         (  # ChatML
             "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content }}"
-            "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+            "{{ '<|im_end|>\n' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
             ["Abraham begat Isaac.<|im_end|>\n", "Isaac begat Jacob.<|im_end|>\n"],
         ),
         (  # as LLaMA 2's, without a header of the assistant's turn
