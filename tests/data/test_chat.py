@@ -72,6 +72,29 @@ def test_what_is_learnt_is_the_answers_and_their_ends(plain, tokenizer):
     assert "Answer" not in learnt(tokenizer, encode_chat(tokenizer, TALK))
 
 
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (  # ChatML
+            "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content }}"
+            "{{ '<|im_end|>\n' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+            ["Abraham begat Isaac.<|im_end|>\n", "Isaac begat Jacob.<|im_end|>\n"],
+        ),
+        (  # as LLaMA 2's, without a header of the assistant's turn
+            "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token ~ '[INST] ' ~ m.content "
+            "~ ' [/INST]' }}{% elif m.role == 'assistant' %}{{ ' ' ~ m.content ~ ' ' ~ eos_token }}"
+            "{% endif %}{% endfor %}",
+            [" Abraham begat Isaac. </s>", " Isaac begat Jacob. </s>"],
+        ),
+    ],
+    ids=["chatml", "inst"],
+)
+def test_templates_without_marks(template, expected):
+    text, spans = templates.answers(template, TALK, bos_token="<s>", eos_token="</s>")
+    assert [text[a:b] for a, b in spans] == expected
+
+
 def test_a_prompt_for_generation_is_how_training_begins(plain):
     use_default_template(plain)
     prompt = plain.apply_chat_template(TALK[:2], tokenize=False, add_generation_prompt=True)
