@@ -47,7 +47,8 @@ def sites(spec: LoRA, base: Base) -> list[Site]:
     """The weights that `spec` touches, in the model's order.
 
     Raises:
-      ConfigError: targets that match nothing, a tied head, or a module that is not a layer.
+      ConfigError: targets that match nothing or a module that is not a layer; an embedding with
+        lora_bias.
     """
     found: list[Site] = []
     for weight in base.adaptable:
@@ -97,8 +98,12 @@ def check(spec: LoRA, base: Base) -> None:
     Raises:
       ConfigError: a target, exclusion, pattern or layer number that matches no layer.
     """
-    every = [name for weight in base.adaptable for name in weight.names]
-    used = [n for s in sites(spec, base) for n, r in zip(s.weight.names, s.ranks, strict=True) if r]
+    every = [name for weight in (*base.weights, *base.heads) for name in weight.names]
+    pairs = [
+        (s, n, r) for s in sites(spec, base) for n, r in zip(s.weight.names, s.ranks, strict=True)
+    ]
+    used = [name for _, name, rank in pairs if rank]
+    layers = [name for site, name, rank in pairs if rank and site.weight not in base.fused]
 
     def refuse(field: str, value: Any) -> None:
         raise ConfigError(
@@ -106,7 +111,10 @@ def check(spec: LoRA, base: Base) -> None:
             f"correct or remove it (layers: {', '.join(base.kinds())})"
         )
 
-    for field, wanted, names in (("targets", spec.targets, used), ("exclude", spec.exclude, every)):
+    for field, wanted, names in (
+        ("targets", spec.targets, layers),
+        ("exclude", spec.exclude, every),
+    ):
         for name in () if isinstance(wanted, str) else wanted:
             if not any(names_match((name,), n) for n in names):
                 refuse(field, name)
@@ -124,5 +132,5 @@ def check(spec: LoRA, base: Base) -> None:
                 refuse(field, pattern)
     for number in spec.layers_to_transform or ():
         alone = dataclasses.replace(spec, layers_to_transform=(number,))
-        if not any(alone.matches(n) for n in used):
+        if not any(alone.matches(n) for n in layers):
             refuse("layers_to_transform", number)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fmjax
-from fmjax import peft
+from fmjax import peft, quant
 from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 
@@ -55,6 +55,13 @@ def test_copies_start_as_the_base_has_them_in_their_own_memory(gpt2, kit):
     )
     with pytest.raises(ConfigError, match="bias='all' start as the base has them; pass params="):
         peft.init(KEY, spec, gpt2.model)
+
+
+def test_a_packed_kernel_has_no_copy(llama):
+    packed = quant.quantize(llama.params["lm_head"]["kernel"])
+    params = llama.params | {"lm_head": {"kernel": packed}}
+    with pytest.raises(ConfigError, match="lm_head/kernel.*not packed"):
+        peft.init(KEY, peft.LoRA(modules_to_save=("lm_head",)), llama.model, params)
 
 
 def test_biases_of_some_layers_of_a_stack_need_layers_apart(gpt2, kit, tmp_path):
