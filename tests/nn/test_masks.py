@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.nn.masks import Mask
+from fmjax.nn.prompt_port import more_slots
 
 
 def brute(T, S, *, offset=0, causal=True, window=None, valid=None, segments=None, prefix=None):
@@ -85,3 +86,23 @@ def test_virtual_keys_before_a_cache() -> None:
     expected = [[0, 1, 0, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1, 0]]
     np.testing.assert_array_equal(found, np.array(expected, bool))
     assert Mask(causal=False, virtual=2).dense(3, 5) is None
+
+
+def test_shared_slots_are_seen_like_virtual_keys() -> None:
+    segments = jnp.array([[1, 1, 1, 2, 2], [1, 2, 2, 2, 0]])
+    valid = jnp.array([[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]], bool)
+    for field in ({}, {"valid": valid}, {"segments": (segments, segments)}):
+        for window in (None, 3):
+            plain = Mask(window=window, **field)
+            expected = np.broadcast_to(plain.replace(virtual=2).dense(5, 7), (2, 1, 5, 7))
+            found = np.broadcast_to(more_slots(2, plain).dense(7, 7), (2, 1, 7, 7))
+            real = np.asarray(field.get("valid", np.ones((2, 5), bool)))
+            for b, t in zip(*np.nonzero(real), strict=True):
+                np.testing.assert_array_equal(found[b, :, t + 2], expected[b, :, t])
+            # The shared slots themselves see what stands before them, and nothing of a text.
+            own = np.tril(np.ones((2, 7), bool))
+            np.testing.assert_array_equal(found[:, :, :2], np.broadcast_to(own, (2, 1, 2, 7)))
+    # One query behind a cache whose first two slots are shared.
+    cache = more_slots(2, Mask(window=4, valid=jnp.array([[False, True, True, True, True]])))
+    found = cache.replace(offset=jnp.int32(5)).dense(1, 7)
+    np.testing.assert_array_equal(found[0, 0, 0], np.array([0, 1, 0, 1, 1, 1, 0], bool))
