@@ -247,3 +247,19 @@ def test_a_packed_kernel_of_another_shape_is_refused() -> None:
 def test_what_cannot_be_packed_says_so(call, message) -> None:
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shape", [(256, 6), (256, 3, 4)])
+def test_products_taken_in_pieces(shape, monkeypatch) -> None:
+    packed = quant.quantize(jax.random.normal(jax.random.key(0), shape), "nf4")
+    x = 0.05 * jax.random.normal(jax.random.key(1), (2, 3, shape[0]))
+
+    def grad(packed):
+        return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(quant.matmul(x, packed))))(x)
+
+    want = grad(packed)
+    monkeypatch.setattr("fmjax.quant.nf4.PIECE", packed.size // 3)
+    assert packed._pieces() == 4  # Of four blocks, three pieces cannot be made.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), grad(packed), want)
+    monkeypatch.setattr("fmjax.quant.nf4.PIECE", 1)
+    assert packed._pieces() == 4
