@@ -100,7 +100,8 @@ def abstract(spec: Any, base: Base) -> dict[str, Any]:
     """The adapter as nested dicts of `ParamSpec`: `prompt` f32 [P, D] at the words' table."""
     words = table(base)
     shape = (spec.num_virtual_tokens, words.shape[1])
-    leaf = ParamSpec(shape, DTYPE, (None, words.axes[1]))
+    # Small and whole on every device: rows that are split like the batch read all of it.
+    leaf = ParamSpec(shape, DTYPE, (None, None))
     return tree.unflatten({f"{words.path}/{LEAF}": leaf})
 
 

@@ -80,8 +80,9 @@ def abstract(spec: PTuning, base: Base) -> dict[str, Any]:
     P, D, H = spec.num_virtual_tokens, prompt.table(base).shape[1], spec.width(base)
 
     def linear(inputs: int, outputs: int) -> dict[str, ParamSpec]:
-        kernel = ParamSpec((inputs, outputs), DTYPE, ("embed", "mlp"))
-        return {"kernel": kernel, "bias": ParamSpec((outputs,), DTYPE, ("mlp",))}
+        # Whole on every device: split, an LSTM would wait for the others at each virtual token.
+        kernel = ParamSpec((inputs, outputs), DTYPE, (None, None))
+        return {"kernel": kernel, "bias": ParamSpec((outputs,), DTYPE, (None,))}
 
     found: dict[str, Any] = {"embedding": ParamSpec((P, D), DTYPE, (None, None))}
     if spec.kind == "mlp":
