@@ -113,6 +113,53 @@ def low_rank_embedding(
     return _times(dora_factor(table, a, b, scale, own["magnitude"]), y)
 
 
+def low_rank_conv(
+    module: nn.Module,
+    x: jax.Array,
+    kernel: jax.Array,
+    convolve: Callable[[jax.Array, jax.Array, int], jax.Array],
+    groups: int,
+) -> jax.Array:
+    """As `low_rank`, of a convolution: A is one to r channels like it, B one of 1 × 1 in groups.
+
+    Args:
+      module: the convolution; its adapter holds lora_a [h, w, in, r], lora_b [r / groups, out],
+        lora_scale [], and optionally lora_dropout [], lora_bias [out], magnitude [out].
+      x: its input [B, H, W, in].
+      kernel: [h, w, in / groups, out].
+      convolve: (x, kernel, groups) → [B, H', W', out], with the stride and padding of the module.
+      groups: of channels that do not mix. A mixes all, and with a magnitude there is one group.
+
+    Raises:
+      ConfigError: factors that do not fit the kernel, or those of a bank.
+    """
+    y = convolve(x, kernel, groups)
+    own = leaves(module)
+    if own is None:
+        return y
+    a, b, scale = own["lora_a"], own["lora_b"], own["lora_scale"]
+    fits = a.shape[:-1] == (*kernel.shape[:2], x.shape[-1]) and a.shape[-1] == groups * len(b)
+    if not fits or "rows" in own or (groups > 1 and "magnitude" in own):
+        raise ConfigError(
+            f"the adapter at {'/'.join(module.path)!r} with A {a.shape} and B {b.shape} does not "
+            f"fit its kernel {kernel.shape} in {groups} groups; make it with the rank a multiple "
+            "of the groups, without a magnitude where there are several, and without a bank"
+        )
+    dropped = dropout(module, x, own["lora_dropout"]) if "lora_dropout" in own else x
+    low = convolve(dropped, a, 1) * scale.astype(y.dtype)
+    low = low.reshape(*low.shape[:-1], groups, len(b))
+    wide = b.astype(y.dtype).reshape(len(b), groups, -1)
+    change = jnp.einsum("bhwgr,rgo->bhwgo", low, wide).reshape(y.shape)
+    if "lora_bias" in own:
+        change = change + (scale * own["lora_bias"]).astype(y.dtype)
+    if "magnitude" not in own:
+        return y + change
+    flat = (jax.lax.collapse(m, 0, 3) for m in (kernel, a))
+    factor = dora_factor(*flat, b, scale, own["magnitude"])
+    base = y if dropped is x else convolve(dropped, kernel, groups)
+    return y + (_times(factor, base + change) - base)
+
+
 def _times(factor: jax.Array, y: jax.Array) -> jax.Array:
     # Near 1, so of no use in bfloat16.
     return (factor * y.astype(jnp.float32)).astype(y.dtype)

@@ -7,9 +7,9 @@ an adapted layer has another name in the files, after the wrapper that PEFT puts
 from typing import Any
 
 from fmjax.core.errors import ConfigError
-from fmjax.peft import lora
-from fmjax.peft.base import Base, Weight
+from fmjax.peft.base import PREFIX, Base, Weight
 from fmjax.peft.config import LoRA
+from fmjax.peft.lora_sites import sites
 
 
 def trained(spec: Any, base: Base) -> list[Weight]:
@@ -48,14 +48,18 @@ def keys(spec: Any, base: Base, weight: Weight) -> list[str]:
     ]
 
 
-def repeated(spec: Any, key: str) -> bool:
-    """Whether PEFT wrote this tensor without need.
+def repeated(spec: Any, base: Base, key: str) -> bool:
+    """Whether PEFT wrote this tensor without need, with bias="all".
 
-    With bias="all" it stores biases of modules that are trained whole three times: what the module
-    has, the same again, and what the base had and nothing reads.
+    It stores biases of modules that are trained whole three times: what the module has, the same
+    again, and what the base had and nothing reads. One with two names it stores under both.
     """
     ends = (".original_module.bias", ".modules_to_save.bias")
-    return getattr(spec, "bias", "none") == "all" and key.endswith(ends)
+    name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
+    second = any(row.copy and row.hf == name for row in base.rows)
+    return getattr(spec, "bias", "none") == "all" and (
+        key.endswith(ends) or (second and name.endswith(".bias"))
+    )
 
 
 def is_bias(weight: Weight) -> bool:
@@ -64,5 +68,5 @@ def is_bias(weight: Weight) -> bool:
 
 
 def _adapted(spec: LoRA, base: Base) -> set[str]:
-    sites = lora.sites(spec, base)
-    return {n for s in sites for n, rank in zip(s.weight.names, s.ranks, strict=True) if rank}
+    found = sites(spec, base)
+    return {n for s in found for n, rank in zip(s.weight.names, s.ranks, strict=True) if rank}

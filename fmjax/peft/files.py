@@ -120,7 +120,7 @@ def load(
     survey = Base.of(model)
     spec, method = _read_spec(directory, survey)
     file = directory / WEIGHTS
-    tensors = {k: t for k, t in _open(directory).items() if not biases.repeated(spec, k)}
+    tensors = {k: t for k, t in _open(directory).items() if not biases.repeated(spec, survey, k)}
     expected = method.shapes(spec, survey) | saved.shapes(spec, survey)
     copies = {k: t for k, t in tensors.items() if k not in expected and _original(k, survey)}
     _match(file, {k: t for k, t in tensors.items() if k not in copies}, expected)

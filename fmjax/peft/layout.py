@@ -29,8 +29,8 @@ def orders(weight: Weight) -> Orders:
     Matrices that hold their own row or column numbers are sent through it. They are broadcast
     views, so nothing of the matrix's size is allocated unless the map has to copy.
     """
-    if weight.target.row.fused is not None:
-        # In transformers' own layout, which is plain.
+    if weight.target.row.fused is not None or weight.inner == 3:
+        # Experts in transformers' own layout and convolutions are plain.
         return Orders(np.arange(weight.inputs[-1]), np.arange(math.prod(weight.outputs)), False)
     rows, columns = weight.target.file_shape
     forward = weight.target.row.transform.forward

@@ -7,7 +7,7 @@ from fmjax.core.errors import ConfigError
 from fmjax.peft.base import Base
 from fmjax.peft.config import LoRA
 from fmjax.peft.layout import orders
-from fmjax.peft.lora import sites
+from fmjax.peft.lora_sites import sites
 from fmjax.peft.tasks import modules_to_save, task_type
 
 # What PEFT assumes where a file is silent.

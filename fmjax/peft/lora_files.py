@@ -16,7 +16,8 @@ from fmjax.core.errors import CheckpointError
 from fmjax.peft.base import PREFIX, Base, Weight
 from fmjax.peft.config import LoRA, names_match
 from fmjax.peft.layout import orders
-from fmjax.peft.lora import DTYPE, Site, constants, sites
+from fmjax.peft.lora import DTYPE, constants
+from fmjax.peft.lora_sites import Site, sites
 
 
 def shapes(spec: LoRA, base: Base) -> dict[str, tuple[int, ...]]:
@@ -35,8 +36,8 @@ def shapes(spec: LoRA, base: Base) -> dict[str, tuple[int, ...]]:
             else:
                 ones = (1,) * len(window)
                 shapes = {"lora_a": (rank, inputs, *window), "lora_b": (outputs, rank, *ones)}
-            for leaf, key in _keys(spec, base, w, i).items():
-                found[key] = shapes.get(leaf, (outputs,))
+            shapes |= {"magnitude": _magnitude_shape(w), "lora_bias": (outputs,)}
+            found |= {key: shapes[leaf] for leaf, key in _keys(spec, base, w, i).items()}
     return found
 
 
@@ -93,6 +94,11 @@ def unpack(spec: LoRA, base: Base, tensors: Mapping[str, np.ndarray]) -> dict[st
     return flat
 
 
+def _magnitude_shape(w: Weight) -> tuple[int, ...]:
+    outputs = math.prod(w.outputs)
+    return (1, outputs, 1, 1) if w.inner == 3 else (outputs,)
+
+
 def _to_file(w: Weight, own: Mapping[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
     """One layer's leaves in the files' layout."""
     inputs, outputs, _ = orders(w)
@@ -102,6 +108,8 @@ def _to_file(w: Weight, own: Mapping[str, np.ndarray], rank: int) -> dict[str, n
     for name in own.keys() - {"lora_a", "lora_b"}:
         found[name] = np.empty(outputs.size, own[name].dtype)
         found[name][outputs] = own[name].reshape(-1)
+    if "magnitude" in found:
+        found["magnitude"] = found["magnitude"].reshape(_magnitude_shape(w))
     file_a = np.empty(a.shape, a.dtype)
     file_a[..., inputs, :] = a
     file_b = np.empty((*b.shape[: w.inner == 2], rank, outputs.size), b.dtype)
@@ -135,7 +143,7 @@ def _from_file(
     own_b = own["lora_b"][..., :rank, *(slice(None),) * len(w.outputs)]
     own_b[...] = b[..., outputs].reshape(own_b.shape)
     for name in own.keys() - {"lora_a", "lora_b"}:
-        own[name][...] = tensors[keys[name]][outputs].reshape(own[name].shape)
+        own[name][...] = tensors[keys[name]].reshape(-1)[outputs].reshape(own[name].shape)
 
 
 def _keys(spec: LoRA, base: Base, weight: Weight, i: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fmjax.core.errors import ConfigError
-from fmjax.peft import ia3, ia3_files, lora, lora_config, lora_files
+from fmjax.peft import ia3, ia3_files, lora, lora_config, lora_files, lora_sites
 from fmjax.peft.base import Base
 from fmjax.peft.config import LoRA
 from fmjax.peft.ia3 import IA3
@@ -54,7 +54,7 @@ METHODS: dict[str, tuple[type, Method]] = {
     "LORA": (
         LoRA,
         Method(
-            check=lora.check,
+            check=lora_sites.check,
             abstract=lora.abstract,
             init=lora.init,
             count=lora.count,

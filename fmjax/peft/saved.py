@@ -18,6 +18,7 @@ from fmjax.core.params import ParamSpec
 from fmjax.peft import biases
 from fmjax.peft.base import PREFIX, Base, Weight
 from fmjax.peft.config import saved_by
+from fmjax.quant import Packed
 
 DTYPE = np.dtype("float32")
 
@@ -107,7 +108,8 @@ def init(spec: Any, base: Base, params: Any) -> dict[str, jax.Array]:
         raise ConfigError(f"{_what(spec)} start as the base has them; pass params=")
     flat = tree.flatten(params or {})
     for path, expected in copies.items():
-        if getattr(flat.get(path), "shape", None) != expected.shape:
+        own = flat.get(path)
+        if isinstance(own, Packed) or getattr(own, "shape", None) != expected.shape:
             raise ConfigError(
                 f"params have no array {path!r} {expected.shape}, which {_what(spec)} copy; "
                 "use the params of this model, not packed"

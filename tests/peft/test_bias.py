@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fmjax
-from fmjax import peft
+from fmjax import peft, quant
 from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 
@@ -55,6 +55,13 @@ def test_copies_start_as_the_base_has_them_in_their_own_memory(gpt2, kit):
     )
     with pytest.raises(ConfigError, match="bias='all' start as the base has them; pass params="):
         peft.init(KEY, spec, gpt2.model)
+
+
+def test_a_packed_kernel_has_no_copy(llama):
+    packed = quant.quantize(llama.params["lm_head"]["kernel"])
+    params = llama.params | {"lm_head": {"kernel": packed}}
+    with pytest.raises(ConfigError, match="lm_head/kernel.*not packed"):
+        peft.init(KEY, peft.LoRA(modules_to_save=("lm_head",)), llama.model, params)
 
 
 def test_biases_of_some_layers_of_a_stack_need_layers_apart(gpt2, kit, tmp_path):
@@ -121,3 +128,21 @@ def test_a_bfloat16_adapter_goes_through_peft(gpt2, kit, tmp_path):
     np.testing.assert_allclose(
         kit.logits(gpt2.model, gpt2.params, back), theirs, rtol=0, atol=kit.ATOL
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "names", "config"),
+    [
+        ("llama", ["input_layernorm", "norm"], dict(target_modules=["q_proj"])),
+        ("gpt2", ["ln_1", "ln_f"], dict(target_modules=["c_attn"], bias="all")),
+        ("bert", ["LayerNorm"], dict(target_modules=["query"], task_type="SEQ_CLS")),
+    ],
+)
+def test_norms_that_are_trained_whole(request, kit, tmp_path, family, names, config):
+    twin = request.getfixturevalue(family)
+    theirs = kit.peft_model(twin, r=2, modules_to_save=list(names), **config)
+    spec, adapter = kit.exchange(twin, theirs, tmp_path)
+    ends = {
+        path.rpartition("/")[2] for path in tree.flatten(adapter) if "norm" in path or "ln" in path
+    }
+    assert "scale" in ends and set(names) <= set(spec.modules_to_save)

@@ -143,7 +143,7 @@ def test_all_linear_is_the_set_of_peft(twin, kit):
         if name.endswith(".lora_A")
     }
     from fmjax.peft.base import Base
-    from fmjax.peft.lora import sites
+    from fmjax.peft.lora_sites import sites
 
     found = sites(peft.LoRA(targets="all-linear"), Base.of(twin.model))
     assert {name for site in found for name in site.weight.names} == names

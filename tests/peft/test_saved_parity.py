@@ -14,7 +14,7 @@ import fmjax
 from fmjax import peft
 from fmjax.core import tree
 from fmjax.peft.base import Base
-from fmjax.peft.lora import sites
+from fmjax.peft.lora_sites import sites
 
 # Class of transformers → PEFT's task and the modules that it adds for that task.
 CASES = {
@@ -246,7 +246,7 @@ def test_tables_heads_and_stacks_of_a_decoder(llama, kit, tmp_path):
     computed = kit.logits(llama.model, llama.params, adapter)
     np.testing.assert_allclose(computed, expected, rtol=0, atol=kit.ATOL)
     merged = peft.merge(llama.model, llama.params, adapter)
-    np.testing.assert_allclose(kit.logits(llama.model, merged, {}), computed, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(kit.logits(llama.model, merged, {}), computed, rtol=0, atol=5e-5)
     peft.save(tmp_path / "ours", spec, adapter, llama.model, params=llama.params)
     files = [load_file(tmp_path / d / "adapter_model.safetensors") for d in ("theirs", "ours")]
     assert files[0].keys() == files[1].keys()
@@ -258,4 +258,4 @@ def test_tables_heads_and_stacks_of_a_decoder(llama, kit, tmp_path):
     model, params = fmjax.from_pretrained(llama.dir, scan_layers=False)
     again, apart = peft.load(tmp_path / "ours", model, params)
     assert again == spec and apart["layers_2"]["self_attn"]["k_proj"]["kernel"].shape == (32, 16)
-    np.testing.assert_allclose(kit.logits(model, params, apart), computed, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(kit.logits(model, params, apart), computed, rtol=0, atol=5e-5)
