@@ -4,6 +4,7 @@ Bit for bit as bitsandbytes' CPU kernels compute it: codes, scales and dequantis
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.struct
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmjax.core import logical
 from fmjax.core.errors import ConfigError
 from fmjax.quant import double
 from fmjax.quant.codebook import decode_nf4, encode_nf4
@@ -18,6 +20,8 @@ from fmjax.quant.packed import Packed, rounded
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 STORAGES = ("uint4", "uint8")
+PIECE = 1 << 25
+"""Weights that a product on one device dequantises at a time (64 MB in bfloat16)."""
 _TINY = np.float32(1e-38)  # Stands for a last, incomplete block whose weights are all zero.
 
 
@@ -133,17 +137,63 @@ class NF4Array(Packed):
         return jnp.moveaxis(scales.reshape(flat.shape), -1, 0)
 
     def _values(self) -> jax.Array:
-        inputs, *out = self.matrix
         scales = self.scales()
         if self.blocked:
-            codes = unpacked(self.codes, self.blocksize)
-            values = (decode_nf4(codes) * scales[:, None]).reshape(self.matrix)
-        else:
-            codes = jnp.stack([self.codes >> 4, self.codes & 15], 1).reshape(-1)
-            codes = codes[: np.prod(self.matrix)]
-            sizes = jnp.repeat(scales, self.blocksize)[: codes.size]
-            values = (decode_nf4(codes) * sizes).reshape(-1, inputs).T.reshape(self.matrix)
-        return rounded(values, self.dtype)
+            return self._decode(self.codes, scales)
+        codes = jnp.stack([self.codes >> 4, self.codes & 15], 1).reshape(-1)
+        codes = codes[: math.prod(self.matrix)]
+        values = decode_nf4(codes) * jnp.repeat(scales, self.blocksize)[: codes.size]
+        return rounded(values.reshape(-1, self.matrix[0]).T.reshape(self.matrix), self.dtype)
+
+    def _decode(self, codes: jax.Array, scales: jax.Array) -> jax.Array:
+        """Whole blocks: stored codes and their scales (blocks, *out) → f32 (inputs, *out)."""
+        values = decode_nf4(unpacked(codes, self.blocksize)) * scales[:, None]
+        return rounded(values.reshape(-1, *self.matrix[1:]), self.dtype)
+
+    def product(self, x: jax.Array, dtype: Any) -> jax.Array:
+        """x [..., in] → x W [..., *out], accumulated and returned in `dtype`."""
+        pieces = self._pieces()
+        if pieces == 1:
+            return super().product(x, dtype)
+
+        def add(total: jax.Array, piece: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+            x, *held = piece
+            w = self._decode(*held).astype(x.dtype)
+            return total + jnp.tensordot(x, w, 1, preferred_element_type=total.dtype), None
+
+        xs = jnp.moveaxis(x.reshape(*x.shape[:-1], pieces, -1), -2, 0)
+        zero = jnp.zeros((*x.shape[:-1], *self.matrix[1:]), jnp.promote_types(dtype, jnp.float32))
+        return jax.lax.scan(add, zero, (xs, *self._cut(pieces)))[0].astype(dtype)
+
+    def transposed_product(self, y: jax.Array) -> jax.Array:
+        """y [..., *out] → y Wᵀ [..., in], in the dtype of y."""
+        pieces = self._pieces()
+        if pieces == 1:
+            return super().transposed_product(y)
+        out = len(self.matrix) - 1
+        axes = tuple(range(y.ndim - out, y.ndim)), tuple(range(1, out + 1))
+        xs = jax.lax.map(
+            lambda held: jnp.tensordot(y, self._decode(*held).astype(y.dtype), axes),
+            self._cut(pieces),
+        )
+        return jnp.moveaxis(xs, 0, -2).reshape(*y.shape[: y.ndim - out], self.matrix[0])
+
+    def _pieces(self) -> int:
+        """How many parts of the inputs a product takes one after the other.
+
+        A large matrix is never whole in full precision. On several devices it is left to the
+        compiler, which cuts it by its sharding.
+        """
+        mesh = logical.current()
+        if not self.blocked or (mesh is not None and mesh[0].size > 1):
+            return 1
+        blocks, size = self.matrix[0] // self.blocksize, math.prod(self.matrix)
+        fits = (n for n in range(1, blocks + 1) if blocks % n == 0 and size <= n * PIECE)
+        return next(fits, blocks)
+
+    def _cut(self, pieces: int) -> tuple[jax.Array, jax.Array]:
+        """Codes and scales with a leading axis of pieces."""
+        return tuple(x.reshape(pieces, -1, *x.shape[1:]) for x in (self.codes, self.scales()))
 
     def axes(self, kernel_axes: tuple[str | None, ...]) -> "NF4Array":
         """The logical axes of each array, given those of the kernel: a node of tuples."""

@@ -5,15 +5,18 @@ from typing import Any
 from fmjax.train import schedules
 from fmjax.train.device_peaks import peak_flops
 from fmjax.train.early_stopping import EarlyStopping
+from fmjax.train.ema import averaged, ema_params, with_ema
 from fmjax.train.evaluate import evaluate
 from fmjax.train.flops import matmul_params, train_flops_per_token
-from fmjax.train.layerwise import layerwise_decay
+from fmjax.train.layerwise import freeze_layers, layerwise_decay
 from fmjax.train.loggers import JsonlLogger, Logger, TensorBoardLogger
 from fmjax.train.loop import fit
 from fmjax.train.optimizers import DECAY, adamw
 from fmjax.train.outcome import Outcome
+from fmjax.train.rates import lora_plus, scale_by_path
 from fmjax.train.state import TrainState
-from fmjax.train.step import TRAIN_ADAPTER, TRAIN_PARAMS, Objective, Step, make_step
+from fmjax.train.step import Objective, Step, make_step
+from fmjax.train.trainable import TRAIN_ADAPTER, TRAIN_PARAMS, freeze
 
 __all__ = [
     "DECAY",
@@ -29,14 +32,21 @@ __all__ = [
     "TensorBoardLogger",
     "TrainState",
     "adamw",
+    "averaged",
+    "ema_params",
     "evaluate",
     "fit",
+    "freeze",
+    "freeze_layers",
     "layerwise_decay",
+    "lora_plus",
     "make_step",
     "matmul_params",
     "peak_flops",
+    "scale_by_path",
     "schedules",
     "train_flops_per_token",
+    "with_ema",
 ]
 
 

@@ -1,17 +1,13 @@
 """Training checkpoints: one directory a step, written in the background, complete or absent.
 
-The only module that knows Orbax. `DIR/STEP/` holds `state` (arrays), `data` (one JSON file a
+The only module that imports Orbax. `DIR/STEP/` holds `state` (arrays), `data` (one JSON file a
 process: where its iterator stands) and `run` (one JSON file: the configuration, what the arrays
 are, and which base weights they belong to).
 """
 
-import dataclasses
 import json
-import math
-import shutil
-import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +15,15 @@ import jax
 from orbax.checkpoint import v1
 
 from fmjax.core.errors import CheckpointError
-from fmjax.train.checkpoint_files import JsonFile, data_name, pack, unpack
+from fmjax.train.checkpoint_best import KeepBest, best_step
+from fmjax.train.checkpoint_check import (
+    as_dict,
+    check_arrays,
+    check_base,
+    check_config,
+    shapes,
+)
+from fmjax.train.checkpoint_files import JsonFile, data_name, pack, reason, remove_partial, unpack
 from fmjax.train.fingerprint import fingerprint
 from fmjax.train.state import TrainState
 
@@ -65,7 +69,7 @@ class Checkpointer:
         policies = v1.training.preservation_policies
         kept = [policies.LatestN(keep)]
         if best is not None:
-            kept.append(_KeepBest(best))
+            kept.append(KeepBest(best))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._orbax = v1.training.Checkpointer(
@@ -76,7 +80,7 @@ class Checkpointer:
                 cleanup_tmp_directories=True,
             )
         except OSError as e:
-            raise CheckpointError(f"cannot use {directory} for checkpoints: {_reason(e)}") from e
+            raise CheckpointError(f"cannot use {directory} for checkpoints: {reason(e)}") from e
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending; a damaged one may be among them."""
@@ -90,7 +94,7 @@ class Checkpointer:
 
     def best_step(self) -> int | None:
         """The step that is best by the metric given at the start, of those that are kept."""
-        return None if self.best is None else _best_step(self._orbax.checkpoints, self.best)
+        return None if self.best is None else best_step(self._orbax.checkpoints, self.best)
 
     def notes(self, step: int) -> dict[str, Any]:
         """Those that were saved with this step; empty where there are none."""
@@ -123,11 +127,11 @@ class Checkpointer:
         run = {
             "config": self._config,
             "base": self._base_record(frozen),
-            "arrays": _shapes(state),
+            "arrays": shapes(state),
             "notes": notes and dict(notes),
         }
         items = {
-            "state": _as_dict(state),
+            "state": as_dict(state),
             "run": JsonFile("run.json", run, primary_only=True),
             "data": JsonFile(data_name(), None if data is None else pack(data.get_state())),
         }
@@ -193,11 +197,14 @@ class Checkpointer:
             except (OSError, ValueError) as e:
                 damage = self._damaged(number, e, others=step is None)
                 continue
-            self._check(number, run, like, frozen)
+            where = self.directory / str(number)
+            check_config(where, run["config"], self._config, self._free)
+            check_arrays(where, run["arrays"], shapes(like))
+            check_base(where, run["base"], self._base_record(frozen))
             for x in jax.tree.leaves(release):
                 x.delete()
             position = JsonFile(data_name(), None)
-            wanted = {"state": jax.tree.map(_on_device, _as_dict(like)), "data": position}
+            wanted = {"state": jax.tree.map(_on_device, as_dict(like)), "data": position}
             try:
                 restored = self._orbax.load_checkpointables(number, wanted)["state"]
             except Exception as e:  # Orbax and TensorStore raise many kinds on damaged files.
@@ -215,26 +222,6 @@ class Checkpointer:
             raise CheckpointError(f"no checkpoint can be read; {damage}")
         return None
 
-    def _check(self, number: int, run: Mapping[str, Any], like: TrainState, frozen: Any) -> None:
-        where = self.directory / str(number)
-        for field, saved, now in _differences(run["config"], self._config):
-            if not any(field == f or field.startswith(f + ".") for f in self._free):
-                raise CheckpointError(
-                    f"{where} was saved with {field} = {saved!r}, this run has {now!r}; "
-                    "use the same configuration, or another directory"
-                )
-        for path, saved, now in _differences(run["arrays"], _shapes(like), dotted=False):
-            raise CheckpointError(
-                f"{where}: {path} is {saved or 'absent'}, this run needs {now or 'none'}; "
-                "use the same model and optimizer, or another directory"
-            )
-        saved, now = run["base"]["fingerprint"], self._base_record(frozen)["fingerprint"]
-        if saved != now:
-            raise CheckpointError(
-                f"{where} was trained on top of other base weights (from {run['base']['path']}, "
-                f"fingerprint {saved}) than this run's ({now}); load those"
-            )
-
     def _base_record(self, frozen: Any) -> dict[str, Any]:
         if frozen and self._fingerprint is None:
             self._fingerprint = fingerprint(frozen)
@@ -245,77 +232,20 @@ class Checkpointer:
 
     def _failed(self, error: Exception) -> CheckpointError:
         step, self._pending = self._pending, None
-        _remove(self.directory, f"{step}.orbax-checkpoint-tmp*")
+        remove_partial(self.directory, f"{step}.orbax-checkpoint-tmp*")
         return CheckpointError(
-            f"cannot save step {step} in {self.directory}: {_reason(error)}; earlier checkpoints "
+            f"cannot save step {step} in {self.directory}: {reason(error)}; earlier checkpoints "
             "are intact: make room and start again"
         )
 
     def _damaged(self, number: int, error: Exception, others: bool) -> str:
-        text = f"checkpoint {self.directory / str(number)} is damaged ({_reason(error)})"
+        text = f"checkpoint {self.directory / str(number)} is damaged ({reason(error)})"
         if others:
             warnings.warn(f"{text}; trying the one before it", stacklevel=3)
         return text
-
-
-class _KeepBest:
-    """Orbax's preservation policy for the one checkpoint that is best."""
-
-    def __init__(self, best: tuple[str, str]) -> None:
-        self.best = best
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        step = _best_step(checkpoints, self.best)
-        return [c.step == step for c in checkpoints]
-
-
-def _best_step(checkpoints: Sequence[Any], best: tuple[str, str]) -> int | None:
-    name, mode = best
-    sign = 1 if mode == "min" else -1
-    values = [
-        (sign * c.metrics[name], c.step)
-        for c in checkpoints
-        if c.metrics and math.isfinite(c.metrics.get(name, math.nan))
-    ]
-    return min(values)[1] if values else None
-
-
-def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
 
 
 def _on_device(x: Any) -> jax.ShapeDtypeStruct:
     # Without a sharding Orbax would look for the devices of the run that saved.
     sharding = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-
-def _shapes(state: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(_as_dict(state))
-    names = ((jax.tree_util.keystr(p, simple=True, separator="/"), x) for p, x in leaves)
-    return {name: f"{x.dtype.name}{list(x.shape)}" for name, x in names}
-
-
-def _differences(saved: Any, now: Any, prefix: str = "", dotted: bool = True) -> Iterable[Any]:
-    """(field, saved, now) wherever two JSON values differ."""
-    if isinstance(saved, Mapping) and isinstance(now, Mapping):
-        for key in {**saved, **now}:
-            name = f"{prefix}.{key}" if dotted and prefix else key
-            yield from _differences(saved.get(key), now.get(key), name, dotted)
-    elif saved != now:
-        yield prefix, saved, now
-
-
-def _remove(directory: Path, pattern: str) -> None:
-    """Deletes what a failed save left, once its other files are no longer on their way."""
-    for thread in threading.enumerate():
-        if type(thread).__module__.startswith("orbax."):
-            # Orbax's own join would raise what the thread raised.
-            threading.Thread.join(thread, timeout=60)
-    for left in directory.glob(pattern):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.strip().splitlines()[0][:300]

@@ -1,7 +1,9 @@
-"""JSON files inside a checkpoint."""
+"""Files of a checkpoint: JSON inside it, and what a failed save leaves."""
 
 import base64
 import json
+import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,3 +61,19 @@ def unpack(value: Any) -> Any:
             return base64.b64decode(value["base64"])
         return {key: unpack(v) for key, v in value.items()}
     return [unpack(v) for v in value] if isinstance(value, list) else value
+
+
+def remove_partial(directory: Path, pattern: str) -> None:
+    """Deletes what a failed save left, once its other files are no longer on their way."""
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            # Orbax's own join would raise what the thread raised.
+            threading.Thread.join(thread, timeout=60)
+    for left in directory.glob(pattern):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0][:300]

@@ -1,15 +1,18 @@
-"""Layer-wise learning-rate decay: the lower a layer, the smaller its steps."""
+"""Learning rates by layer: the lower a layer, the smaller its steps, down to none."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fmjax.core import tree
 from fmjax.core.errors import ConfigError
+from fmjax.train.rates import scale_leaves
+
+STACK = "layers|h"
+"""Names of the stack of layers, as a regex."""
 
 BELOW: Sequence[str] = (r"(^|/)(wte|wpe|embed_tokens|\w+_embeddings|embeddings_norm)/",)
 """Paths of what lies below the first layer: the tables, and the norm over their sum."""
@@ -19,7 +22,7 @@ def layerwise_decay(
     rate: float,
     layers: int,
     *,
-    stack: str = "layers|h",
+    stack: str = STACK,
     below: Sequence[str] = BELOW,
 ) -> optax.GradientTransformation:
     """Scales the update of layer l by rate^(L − l), l = 0 … L − 1 (arXiv:1801.06146).
@@ -45,32 +48,80 @@ def layerwise_decay(
         raise ConfigError(f"layer-wise decay: rate {rate} must lie in (0, 1]")
     if layers < 1:
         raise ConfigError(f"layer-wise decay: {layers} layers; give the model's number of layers")
-    numbered = re.compile(rf"(^|/)({stack})(_(?P<number>\d+))?/")
+    factor = _by_layer("layer-wise decay", layers, stack, lambda layer: rate ** (layers - layer))
 
-    def factor(path: str, x: jax.Array) -> float | jax.Array:
-        found = numbered.search(path)
-        if found and found["number"] is None:
-            if x.ndim == 0 or x.shape[0] != layers:
-                raise ConfigError(
-                    f"layer-wise decay over {layers} layers, but {path} is {list(x.shape)}; "
-                    "give the model's number of layers"
-                )
-            powers = layers - jnp.arange(layers, dtype=jnp.float32)
-            return (rate**powers).reshape(-1, *[1] * (x.ndim - 1))
-        if found:
-            if int(found["number"]) >= layers:
-                raise ConfigError(f"layer-wise decay over {layers} layers, but there is {path}")
-            return rate ** (layers - int(found["number"]))
+    def of(path: str, x: jax.Array) -> float | jax.Array:
+        found = factor(path, x)
+        if found is not None:
+            return found
         return rate ** (layers + 1) if any(re.search(p, path) for p in below) else 1.0
 
-    def scaled(path: str, leaf: Any) -> Any:
-        return jax.tree.map(lambda x: (x * factor(path, x)).astype(x.dtype), leaf)
+    return scale_leaves(of)
 
-    def init(params: Any) -> optax.EmptyState:
-        tree.map_with_path(lambda path, leaf: jax.tree.map(lambda x: factor(path, x), leaf), params)
-        return optax.EmptyState()
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return tree.map_with_path(scaled, updates), state
+def freeze_layers(
+    lowest: int,
+    layers: int,
+    *,
+    stack: str = STACK,
+) -> optax.GradientTransformation:
+    """Leaves the lowest layers as they are: their updates, weight decay's part included, are 0.
 
-    return optax.GradientTransformation(init, update)
+    A stack of scanned layers is one leaf [L, …], which rules over paths cannot divide. What lies
+    below the stack is frozen by `fmjax.train.freeze`, better than here: these layers still have
+    gradients, which count in the norm that the step clips by, and moments. It goes after the
+    optimizer:
+
+        optax.chain(adamw(3e-5), freeze_layers(4, model.config.num_hidden_layers))
+
+    Args:
+      lowest: layers 0 … lowest − 1 stand still.
+      layers: L.
+      stack: see `layerwise_decay`.
+
+    Raises:
+      ConfigError: more layers frozen than there are; at `init`, a leaf that has not L layers, or
+        parameters none of which belongs to a layer.
+    """
+    if not 0 <= lowest <= layers:
+        raise ConfigError(f"freeze_layers: {lowest} of {layers} layers cannot be frozen")
+    factor = _by_layer(
+        "freeze_layers", layers, stack, lambda layer: jnp.where(layer < lowest, 0.0, 1.0)
+    )
+
+    def of(path: str, x: jax.Array) -> float | jax.Array:
+        found = factor(path, x)
+        return 1.0 if found is None else found
+
+    def check(flat: Mapping[str, Any]) -> None:
+        if not any(factor(path, x) is not None for path, x in flat.items()):
+            raise ConfigError(
+                f"freeze_layers: no parameter belongs to a stack named {stack!r}; give stack="
+            )
+
+    return scale_leaves(of, check)
+
+
+def _by_layer(
+    what: str, layers: int, stack: str, rate: Callable[[Any], Any]
+) -> Callable[[str, jax.Array], Any]:
+    """(path, leaf) → rate(layer), for a scanned leaf one for each layer; None outside the stack."""
+    numbered = re.compile(rf"(^|/)({stack})(_(?P<number>\d+))?/")
+
+    def factor(path: str, x: jax.Array) -> Any:
+        found = numbered.search(path)
+        if found is None:
+            return None
+        if found["number"] is None:
+            if x.ndim == 0 or x.shape[0] != layers:
+                raise ConfigError(
+                    f"{what} over {layers} layers, but {path} is {list(x.shape)}; "
+                    "give the model's number of layers"
+                )
+            each = rate(jnp.arange(layers, dtype=jnp.float32))
+            return each.reshape(-1, *[1] * (x.ndim - 1))
+        if int(found["number"]) >= layers:
+            raise ConfigError(f"{what} over {layers} layers, but there is {path}")
+        return rate(int(found["number"]))
+
+    return factor

@@ -7,6 +7,7 @@ import optax
 
 from fmjax.core import tree
 from fmjax.core.errors import ConfigError
+from fmjax.train.compact_adamw import MOMENT_DTYPES, compact_adamw
 
 DECAY: Sequence[tuple[str, bool]] = (
     (r"(^|/)(kernel|weight|embedding|lora_a|lora_b)$", True),
@@ -26,6 +27,7 @@ def adamw(
     weight_decay: float = 0.1,
     decay: Sequence[tuple[str, bool]] = DECAY,
     mu_dtype: Any = None,
+    moment_dtype: str | None = None,
 ) -> optax.GradientTransformation:
     """AdamW (arXiv:1711.05101) with the defaults of language-model pretraining (b2 .95, decay .1).
 
@@ -38,9 +40,12 @@ def adamw(
       decay: ordered (regex, bool) over paths such as "params/layers/mlp/up_proj/kernel"; the first
         match decides, and every path must be covered.
       mu_dtype: of the first moment; None is the parameter's.
+      moment_dtype: of both moments: "float32", "bfloat16" or "int8", see
+        `fmjax.train.compact_adamw`. None keeps them in the parameter's dtype and computes there.
 
     Raises:
-      ConfigError: a rate, a decay or a moment out of range; at `init`, a path without a rule.
+      ConfigError: a rate, a decay or a moment out of range, an unknown dtype of the moments; at
+        `init`, a path without a rule.
     """
     if not callable(learning_rate) and learning_rate < 0:
         raise ConfigError(f"learning_rate {learning_rate} is negative")
@@ -48,12 +53,14 @@ def adamw(
         raise ConfigError(f"adamw: b1 {b1} and b2 {b2} must lie in [0, 1)")
     if weight_decay < 0:
         raise ConfigError(f"weight_decay {weight_decay} is negative")
-    return optax.adamw(
-        learning_rate,
-        b1=b1,
-        b2=b2,
-        eps=eps,
-        weight_decay=weight_decay,
-        mask=lambda params: tree.match_rules(decay, params, "decay rule"),
-        mu_dtype=mu_dtype,
-    )
+    shared = {"b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
+    shared["mask"] = lambda params: tree.match_rules(decay, params, "decay rule")
+    if moment_dtype is None:
+        return optax.adamw(learning_rate, mu_dtype=mu_dtype, **shared)
+    if mu_dtype is not None:
+        raise ConfigError("adamw: moment_dtype is of both moments; leave mu_dtype away")
+    if moment_dtype not in MOMENT_DTYPES:
+        raise ConfigError(
+            f"moment_dtype {moment_dtype!r} is unknown; one of {', '.join(MOMENT_DTYPES)}, or None"
+        )
+    return compact_adamw(learning_rate, moment_dtype, **shared)

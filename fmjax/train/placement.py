@@ -4,7 +4,7 @@ Variables keep the sharding that they came with; optimizer moments and gradients
 parameter they belong to; counters and keys are on every device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -68,9 +68,11 @@ def _described(leaf: Any) -> bool:
 def inherited_shardings(state: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:
     """Shardings for a pytree that holds copies of parameters somewhere inside.
 
-    An optimizer's moments or an EMA teacher stand under the path of their parameter: a leaf whose
-    path ends in a parameter's path (with or without the collection) and has its shape gets its
-    sharding. All else is replicated.
+    An optimizer's moments or an EMA teacher stand under the path of their parameter (with or
+    without the collection), possibly as a node of several arrays. An array there of the parameter's
+    shape gets its sharding. One with as many axes but fewer entries, each for a block of the
+    parameter (the scales of moments in eight bits), is split like the parameter along the axes
+    whose shards are whole blocks. All else is replicated.
 
     Args:
       state: pytree of arrays or `ShapeDtypeStruct`s.
@@ -85,12 +87,32 @@ def inherited_shardings(state: Any, params: Mapping[str, Any], mesh: Mesh) -> An
     def place(path: Any, x: Any) -> NamedSharding:
         keys = _keys(path)
         for start in range(len(keys)):
-            like = known.get(keys[start:])
-            if like is not None and like.shape == x.shape:
-                return like.sharding
+            for end in (len(keys), len(keys) - 1):
+                like = known.get(keys[start:end])
+                if like is not None and like.shape == x.shape:
+                    return like.sharding
+                if like is not None and end < len(keys) and len(like.shape) == len(x.shape):
+                    return _by_blocks(x.shape, like, mesh)
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _by_blocks(shape: Sequence[int], like: Any, mesh: Mesh) -> NamedSharding:
+    """Of an array with an entry for each block of `like`."""
+    shards = [
+        a // b for a, b in zip(like.shape, like.sharding.shard_shape(like.shape), strict=True)
+    ]
+    axes = (*like.sharding.spec, *[None] * (len(shape) - len(like.sharding.spec)))
+    return NamedSharding(
+        mesh,
+        PartitionSpec(
+            *(
+                axis if blocks % n == 0 and size % blocks == 0 else None
+                for axis, blocks, size, n in zip(axes, shape, like.shape, shards, strict=True)
+            )
+        ),
+    )
 
 
 def _keys(path: Any) -> tuple[str, ...]:

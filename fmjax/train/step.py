@@ -1,7 +1,7 @@
 """One training step for every objective and every adaptation."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fmjax.core import adapter, logical, tree
+from fmjax.core import logical, tree
 from fmjax.core.errors import ConfigError
 from fmjax.parallel import DEFAULT_RULES, shard_batch
+from fmjax.train import offload as offloading
 from fmjax.train.gradients import global_norm, summed_gradients
 from fmjax.train.placement import (
     inherited_shardings,
@@ -20,13 +21,10 @@ from fmjax.train.placement import (
     variable_shardings,
 )
 from fmjax.train.state import TrainState
+from fmjax.train.trainable import Trainable, split
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
-PathRules = Sequence[tuple[str, bool]]
-
-TRAIN_PARAMS: PathRules = ((r"^params/", True), (r".", False))
-TRAIN_ADAPTER: PathRules = ((rf"^(?!{adapter.COLLECTION}/)", False), *adapter.TRAINABLE)
 
 
 class Objective(Protocol):
@@ -53,10 +51,11 @@ class Step:
     mesh: Mesh | None
     rules: logical.Rules
     abstract: Mapping[str, Any] | None
-    trainable: PathRules | None
+    trainable: Trainable | None
     accumulate: int
     clip_norm: float | None
     learning_rate: optax.ScalarOrSchedule | None
+    offload: str | None
 
     def __post_init__(self) -> None:
         self._updates: dict[Any, Callable[..., Any]] = {}
@@ -92,8 +91,7 @@ class Step:
             rng = jax.device_put(rng, self._replicated())
         like = self.abstract_state(variables)
         shardings = jax.tree.map(lambda x: x.sharding, (like.opt_state, like.extra))
-        init = jax.jit(self._init, out_shardings=None if self.mesh is None else shardings)
-        opt_state, extra = init(variables)
+        opt_state, extra = jax.jit(self._init, out_shardings=shardings)(variables)
         zero = lambda: jax.device_put(jnp.int32(0), self._replicated())  # noqa: E731
         return TrainState(zero(), variables, opt_state, extra, rng, zero())
 
@@ -115,19 +113,13 @@ class Step:
             opt_state = self._inherit(opt_state, self.split(variables)[0])
             extra = self._inherit(extra, variables)
             small = structs(small, jax.tree.map(lambda _: self._replicated(), small))
+        if self.offload:
+            opt_state = offloading.on_host(opt_state, variables)
         return TrainState(small[0], variables, opt_state, extra, small[1], small[0])
 
     def split(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(trained, frozen) parts of the variables, by the rules over paths."""
-        rules = self.trainable
-        if rules is None:
-            rules = TRAIN_ADAPTER if variables.get("adapter") else TRAIN_PARAMS
-        trained, frozen = tree.partition(
-            variables, tree.match_rules(rules, variables, "trainable rule")
-        )
-        if not trained:
-            raise ConfigError("no parameter is trained: the trainable rules select none")
-        return trained, frozen
+        return split(variables, self.trainable)
 
     def _init(self, variables: Any) -> tuple[Any, Any]:
         trained, _ = self.split(variables)
@@ -189,19 +181,27 @@ class Step:
         kept = (frozen, state.step, state.rng, state.skipped)
         layout = jax.tree.structure((donated, kept))
         if layout not in self._updates:
-            shardings = None
+            shardings = [None, None, None]
             if self.mesh is not None:
-                shardings = jax.tree.map(lambda x: x.sharding, donated)
+                shardings = [jax.tree.map(lambda x: x.sharding, part) for part in donated]
+            elif self.offload:
+                shardings[1] = jax.tree.map(lambda x: x.sharding, state.opt_state)
             self._updates[layout] = jax.jit(
-                partial(self._update, shardings and shardings[0]),
+                partial(self._update, shardings),
                 donate_argnums=0,
-                out_shardings=shardings and (shardings, self._replicated(), self._replicated()),
+                out_shardings=(tuple(shardings), self._replicated(), self._replicated()),
             )
         arguments = (donated, kept, self.place(batch, self.accumulate))
         return self._updates[layout], arguments, frozen
 
     def _update(self, shardings: Any, donated: Any, kept: Any, batch: Batch) -> Any:
         trained, opt_state, extra = donated
+        update = self.optimizer.update
+        if self.offload:
+            # A memory is part of a type, which without a mesh is not known from the arguments.
+            opt_state = offloading.move(opt_state, shardings[1], offloading.HOST)
+            update = offloading.from_host(update, shardings[1])
+            donated = (trained, opt_state, extra)
         frozen, step, rng, skipped = kept
         with self._layout():
             sums, new_extra = summed_gradients(
@@ -211,7 +211,7 @@ class Step:
                 batch,
                 jax.random.fold_in(rng, step),
                 self.accumulate,
-                shardings,
+                shardings[0],
             )
         weight = sums["weight"]
         norm = global_norm(sums["grads"]) / weight
@@ -221,7 +221,7 @@ class Step:
 
         def apply(new_extra: Any, grads: Any) -> Any:
             grads = jax.tree.map(lambda g, p: (g * (clip / weight)).astype(p.dtype), grads, trained)
-            updates, new_opt_state = self.optimizer.update(grads, opt_state, trained)
+            updates, new_opt_state = update(grads, opt_state, trained)
             return optax.apply_updates(trained, updates), new_opt_state, new_extra
 
         # A branch, not a select: it updates in place on every backend, where selecting per leaf
@@ -262,10 +262,11 @@ def make_step(
     mesh: Mesh | None = None,
     rules: logical.Rules | None = None,
     abstract: Mapping[str, Any] | None = None,
-    trainable: PathRules | None = None,
+    trainable: Trainable | None = None,
     accumulate: int = 1,
     clip_norm: float | None = 1.0,
     learning_rate: optax.ScalarOrSchedule | None = None,
+    offload: str | None = None,
 ) -> Step:
     """Builds the jitted, donating, sharded training step.
 
@@ -283,14 +284,17 @@ def make_step(
       abstract: {"params": nested dict of `ParamSpec`}, to lay out parameters that `init` receives
         off the mesh. Parameters that were created on it need none.
       trainable: ordered (regex, bool) over paths such as "params/h/mlp/c_fc/kernel"; every path
-        must be covered. Default: the adapter (without its scale and dropout) if there is one, else
-        all of "params".
+        must be covered. Or `fmjax.train.freeze(…)`. Default: the adapter (without its constants)
+        if there is one, else all of "params".
       accumulate: microbatches that a batch is cut into.
       clip_norm: bound on the global norm of the mean gradient; None does not clip.
       learning_rate: of the optimizer, only to report it.
+      offload: "optimizer" keeps the optimizer's state in pinned host memory, fetches it for the
+        update, when the activations are gone, and puts it back; that takes the time of the copies.
 
     Raises:
-      ConfigError: accumulation of an objective that does not decompose, or numbers out of range.
+      ConfigError: accumulation of an objective that does not decompose, numbers out of range, or
+        offloading on a backend without pinned host memory.
     """
     if accumulate < 1:
         raise ConfigError(f"accumulate is {accumulate}; it must be at least 1")
@@ -301,6 +305,7 @@ def make_step(
             f"{type(objective).__name__} compares the examples of a whole batch and cannot be "
             f"accumulated; use accumulate=1 (got {accumulate})"
         )
+    offloading.check(offload, mesh)
     return Step(
         getattr(model, "apply", model),
         objective,
@@ -312,4 +317,5 @@ def make_step(
         accumulate=accumulate,
         clip_norm=clip_norm,
         learning_rate=learning_rate,
+        offload=offload,
     )
