@@ -208,13 +208,13 @@ def convert(
     stated = dtype or _stated_dtype(raw)
     model = _build(source, raw, None, dtype=stated, param_dtype=stated)
     rows = get_family(model.config.model_type).rows(model.config)
-    tensors, abstract = _open(source, raw, model, rows, quantize)
+    unpack = dtype is not None and quantize is None
+    tensors, abstract = _open(source, raw, model, rows, quantize, unpack)
     flat = flatten(abstract)
     packed = {p: x for p, x in flat.items() if isinstance(x, quant.Packed)} if quantize else {}
     items = files.tensor_items(files.match(tensors, rows, flat), dtype, packed)
-    kept = flat if quantize or dtype is None else flatten(abstract_params(model))
     raw.pop("quantization_config", None)
-    raw |= quantization.config(model, kept)
+    raw |= quantization.config(model, flat)
     with files.replacing(target, files.OWNED) as staging:
         carry(source, staging)
         files.write_weights(staging, items, max_shard_size)
@@ -266,7 +266,12 @@ def carry(source: str | Path, target: Path) -> None:
 
 
 def _open(
-    directory: Path, raw: Mapping[str, Any], model: nn.Module, rows: Sequence[files.Row], fmt: Any
+    directory: Path,
+    raw: Mapping[str, Any],
+    model: nn.Module,
+    rows: Sequence[files.Row],
+    fmt: Any,
+    unpack: bool = False,
 ) -> tuple[dict[str, files.Tensor], dict[str, Any]]:
     """A directory's tensors, and the abstract parameters with what is packed or is to be."""
     abstract = quantization.abstract(model, fmt) if fmt else abstract_params(model)
@@ -279,7 +284,7 @@ def _open(
     tensors = files.gather(files.open_directory(directory), kind, dtype)
     if kind is None:
         return tensors, abstract
-    tensors, flat = files.survey(tensors, rows, flatten(abstract))
+    tensors, flat = files.survey(tensors, rows, flatten(abstract), unpack)
     return tensors, unflatten(flat)
 
 

@@ -1,7 +1,8 @@
 """Checkpoints of other libraries, read and written through one table of rows per family."""
 
 from fmjax.convert.atomic import replacing
-from fmjax.convert.bitsandbytes import SCALES, PackedTensor, gather, read_config, write_config
+from fmjax.convert.bitsandbytes import SCALES, PackedTensor, gather
+from fmjax.convert.bitsandbytes_config import read_config, write_config
 from fmjax.convert.checkpoint import match, open_directory, read_json
 from fmjax.convert.load import load_params, read_slice
 from fmjax.convert.packed import survey

@@ -1,4 +1,4 @@
-"""Checkpoints that bitsandbytes packed: what config.json declares, and which tensors it means.
+"""Tensors that bitsandbytes packed: which of a file belong together, and what they stand for.
 
 A linear layer's matrix [out, in] (of GPT-2's Conv1D too, which transformers transposes first)
 lies in the file as several tensors. With 4 bits, below the name of the weight: the codes, the
@@ -9,7 +9,7 @@ the reader checks names and shapes as it always does.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 from fmjax import quant
 from fmjax.convert.safetensors import Item, Tensor
-from fmjax.core.errors import CheckpointError, ConfigError
+from fmjax.core.errors import CheckpointError
 from fmjax.quant.nf4 import BLOCKSIZES
 
 NF4_STATE = ".quant_state.bitsandbytes__nf4"
@@ -30,86 +30,6 @@ _BESIDE = (".SCB", ".weight_format")
 
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 _INTEGERS = (np.uint8, np.int8)
-
-# What a quantization_config may say besides, and what this reader takes from it: nothing, because
-# the tensors themselves say whether they are packed and how.
-_HARMLESS = frozenset(
-    """
-    _load_in_4bit _load_in_8bit bnb_4bit_compute_dtype bnb_4bit_quant_storage
-    bnb_4bit_use_double_quant llm_int8_enable_fp32_cpu_offload llm_int8_skip_modules
-    llm_int8_threshold
-    """.split()
-)
-
-
-def read_config(raw: Mapping[str, Any] | None) -> str | None:
-    """The kind of packing that a config.json's `quantization_config` declares.
-
-    `llm_int8_skip_modules` needs no reading: which matrices are packed the files say themselves.
-    Nor does the compute dtype: it is the `dtype` that the model is loaded with.
-
-    Returns:
-      "nf4", "int8", or None without a quantization_config.
-
-    Raises:
-      ConfigError: a method other than bitsandbytes' NF4 and int8; the message names it.
-    """
-    if raw is None:
-        return None
-    if not isinstance(raw, Mapping):
-        raise ConfigError("config: quantization_config is no JSON object; download it again")
-    method = raw.get("quant_method")  # which the first of bitsandbytes' files do not name
-    four, eight = (raw.get(k, raw.get(f"_{k}", False)) for k in ("load_in_4bit", "load_in_8bit"))
-    if method not in (None, "bitsandbytes") or four is eight:
-        raise ConfigError(
-            f"config: the weights are quantised by {method} (quantization_config), which is not "
-            "supported; fmjax reads the nf4 and int8 of bitsandbytes"
-        )
-    known = {"quant_method", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type"} | _HARMLESS
-    known |= {"llm_int8_has_fp16_weight"}
-    if unknown := sorted(set(raw) - known):
-        raise ConfigError(
-            f"config: quantization_config does not understand {unknown[0]!r}, which may change "
-            "the maths; remove it if it is only a note"
-        )
-    if four and raw.get("bnb_4bit_quant_type", "fp4") != "nf4":
-        raise ConfigError(
-            f"config: bnb_4bit_quant_type {raw.get('bnb_4bit_quant_type', 'fp4')!r} is not "
-            "supported, only 'nf4'; quantise the original weights with quantize='nf4'"
-        )
-    if eight and raw.get("llm_int8_has_fp16_weight"):
-        raise ConfigError(
-            "config: llm_int8_has_fp16_weight keeps whole weights beside their codes, which is not "
-            "supported; load the original weights"
-        )
-    return "nf4" if four else "int8"
-
-
-def write_config(fmt: Any, skip: Sequence[str], compute_dtype: np.dtype) -> dict[str, Any]:
-    """The `quantization_config` with which transformers loads what this library packs.
-
-    Args:
-      fmt: of the packed matrices.
-      skip: names of the linear layers that are not packed. transformers would otherwise choose
-        them itself, and not skip classifiers and poolers that have a bias.
-      compute_dtype: of the products.
-    """
-    four = isinstance(fmt, quant.NF4)
-    return {
-        "_load_in_4bit": four,
-        "_load_in_8bit": not four,
-        "bnb_4bit_compute_dtype": np.dtype(compute_dtype).name if four else "float32",
-        "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_quant_type": "nf4" if four else "fp4",
-        "bnb_4bit_use_double_quant": four and fmt.double,
-        "llm_int8_enable_fp32_cpu_offload": False,
-        "llm_int8_has_fp16_weight": False,
-        "llm_int8_skip_modules": list(skip),
-        "llm_int8_threshold": 6.0,
-        "load_in_4bit": four,
-        "load_in_8bit": not four,
-        "quant_method": "bitsandbytes",
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +69,7 @@ class PackedTensor(Tensor):
         codes = self.parts[""]
         items = []
         for suffix, part in self.parts.items():
-            if part is codes and codes.dtype != np.int8:  # one layout, whatever it was stored as
+            if part is codes and NF4_STATE in self.parts:
                 items.append(Item(key, (codes.nbytes, 1), np.dtype(np.uint8), self._codes))
             else:
                 items.append(Item(part_name(key, suffix), part.shape, part.dtype, part.view))
@@ -175,7 +95,7 @@ def gather(tensors: Mapping[str, Tensor], kind: str | None, dtype: Any) -> dict[
 
     Args:
       tensors: what the files hold.
-      kind: from `read_config`; None leaves all as they are.
+      kind: of packing, "nf4" or "int8", from `read_config`; None leaves all as they are.
       dtype: that int8 matrices stand for, of which the files say nothing; nf4's say it.
 
     Raises:

@@ -34,27 +34,31 @@ def inputs_first(row: Row, shape: tuple[int, ...]) -> bool:
     """
     sizes = row.transform.file_shape(shape)
     if len(sizes) == 2:
-        down, across = (np.arange(n, dtype=np.int32) for n in sizes)
+        first = (slice(None), *(0,) * (len(shape) - 1))  # of each input, the first output
         # Broadcast views, of which two lines are looked at: nothing of the matrix's size exists.
         down, across = (
-            row.transform.forward(np.broadcast_to(x, sizes)) for x in (down[:, None], across)
+            row.transform.forward(np.broadcast_to(numbers, sizes))
+            for numbers in (np.arange(sizes[0])[:, None], np.arange(sizes[1]))
         )
-        for inputs, outputs, answer in ((across, down, False), (down, across, True)):
-            inputs, outputs = inputs[(slice(None), *(0,) * (len(shape) - 1))], outputs[0].ravel()
-            if _counts(inputs, shape[0]) and _counts(outputs, sizes[not answer - 1]):
-                return answer
+        if _in_order(across[first]) and _in_order(down[0]):
+            return False
+        if _in_order(down[first]) and _in_order(across[0]):
+            return True
     raise CheckpointError(
         f"{row.hf!r} lies in files in another order than in {row.path!r}, so it cannot be packed "
         "as bitsandbytes packs it; leave it unpacked"
     )
 
 
-def _counts(numbers: np.ndarray, n: int) -> bool:
-    return numbers.size == n and bool((numbers == np.arange(n)).all())
+def _in_order(numbers: np.ndarray) -> bool:
+    return bool((numbers.ravel() == np.arange(numbers.size)).all())
 
 
 def survey(
-    tensors: Mapping[str, Tensor], rows: Sequence[Row], flat: Mapping[str, Any]
+    tensors: Mapping[str, Tensor],
+    rows: Sequence[Row],
+    flat: Mapping[str, Any],
+    unpack: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a packed checkpoint makes of a model: which of its kernels are packed, and how.
 
@@ -62,6 +66,7 @@ def survey(
       tensors: from `gather`.
       rows: the family's weights map.
       flat: {path: ParamSpec} of the model's parameters.
+      unpack: all of them are to be dequantised, so that it does not matter which are packed.
 
     Returns:
       (the tensors, turned as the rows expect them; the parameters, with `Packed` leaves of
@@ -78,11 +83,15 @@ def survey(
         if not packed:
             continue
         first = packed[0]
-        if target.path.rpartition("/")[2] != "kernel" or target.row.copy:
+        linear = target.path.rpartition("/")[2] == "kernel"
+        if linear and inputs_first(target.row, target.shape[len(target.lead) :]):
+            turned |= {t.name: t.transposed() for t in packed}
+        if unpack:
+            continue
+        if not linear:
             raise CheckpointError(
                 f"{first.file}: {first.name!r} is packed, but {target.path!r} is no linear layer; "
-                "write the checkpoint in full precision first: "
-                "fmjax convert DIR OUT --dtype bfloat16"
+                "unpack the checkpoint: fmjax convert --model DIR --out OUT --dtype bfloat16"
             )
         odd = [k for k, t in zip(target.keys, found, strict=True) if _kind(t) != _kind(first)]
         if odd:
@@ -90,8 +99,6 @@ def survey(
                 f"{first.file}: {first.name!r} and {odd[0]!r} are not packed alike and cannot be "
                 "stacked; pass scan_layers=False"
             )
-        if inputs_first(target.row, target.shape[len(target.lead) :]):
-            turned |= {t.name: t.transposed() for t in packed}
         spec = dataclasses.replace(flat[target.path], dtype=first.dtype)
         flat[target.path] = quant.abstract(spec, first.fmt)
     return turned, flat
@@ -126,7 +133,8 @@ def place_packed(found: Match, like: quant.Packed, sharding: Any = None) -> quan
         layer = read_packed(found, i, like)
         parts = jax.tree.leaves(layer)
         for array, part in zip(arrays, parts, strict=True):
-            array.put(found.target.index(i), np.asarray(part))
+            # Cut for several devices on the host; what is already where it belongs stays there.
+            array.put(found.target.index(i), part if sharding is None else np.asarray(part))
     return jax.tree.unflatten(structure, [array.whole() for array in arrays])
 
 
@@ -175,7 +183,7 @@ class _Placed:
             sizes = [stop - start for start, stop in bounds]
             if not all(0 <= n < size for n, size in zip(lead, sizes, strict=False)):
                 continue
-            own = jax.device_put(part[index[len(place) :]], device)
+            own = jax.device_put(part if device is None else part[index[len(place) :]], device)
             if place:
                 if device not in self._shards:
                     self._shards[device] = jnp.zeros(sizes, self._dtype, device=device)

@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from fmjax.convert.bitsandbytes import read_config
+from fmjax.convert.bitsandbytes_config import read_config
 from fmjax.core.errors import ConfigError
 
 # Keys of a config.json that do not change what the model computes here: bookkeeping, generation

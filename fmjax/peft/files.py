@@ -237,8 +237,8 @@ def _check_base(file: Path, spec: Spec, survey: Base, params: tree.Tree) -> None
     if stored != own:
         raise CheckpointError(
             f"{file} was made for another base model (fingerprint {stored[:8]}…, these params have "
-            f"{own[:8]}…); load its own base, packed in 4 or 8 bits or not as it was, or pass "
-            "any_base=True to use it on this one (as for an adapter trained on the packed base)"
+            f"{own[:8]}…); load its own base, packed or whole as it was, or pass any_base=True to "
+            "use it on this one, such as the 16-bit base of an adapter trained on the 4-bit one"
         )
 
 

@@ -50,6 +50,12 @@ class Packed:
         return jnp.dtype(self.dtype_name)
 
     @property
+    def sharding(self) -> Any:
+        """Of the kernel's axes, where the codes keep them; None of flat or abstract codes."""
+        codes = jax.tree.leaves(self)[0]
+        return getattr(codes, "sharding", None) if len(codes.shape) == self.ndim else None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the arrays; two uint4 make one, as on the device that holds them so."""
         return sum(

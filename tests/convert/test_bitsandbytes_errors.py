@@ -15,7 +15,7 @@ from fmjax.core.tree import flatten, map_with_path
 
 TINY = {
     "model_type": "llama",
-    "vocab_size": 24,
+    "vocab_size": 64,
     "hidden_size": 64,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -209,14 +209,19 @@ def test_two_formats_in_one_tree(whole, packed, tmp_path):
         fmjax.save_pretrained(tmp_path / "out", whole[0], mixed)
 
 
-def test_a_packed_table_is_refused(saved):
-    """Nothing but linear layers is packed here; other writers may pack experts."""
+def test_a_packed_table_is_refused_and_can_be_unpacked(saved, packed, tmp_path):
+    """Nothing but linear layers is packed here; other writers pack experts, for example."""
 
-    def move(tensors):
+    def copy(tensors):
         for name in [name for name in tensors if name.startswith(f"{UP}.weight")]:
             tensors[name.replace(UP, "model.embed_tokens")] = tensors[name]
 
-    refuse(edit(saved(), move), "'embed_tokens/embedding' is no linear layer")
+    directory = edit(saved(), copy)
+    refuse(directory, "'embed_tokens/embedding' is no linear layer; unpack the checkpoint: fmjax")
+    hub.convert(directory, tmp_path / "whole", dtype="float32")
+    _, params = fmjax.from_pretrained(tmp_path / "whole")
+    up = fmjax.dequantize(packed["nf4"])["layers"]["mlp"]["up_proj"]["kernel"][1]
+    np.testing.assert_array_equal(params["embed_tokens"]["embedding"], up.T)
 
 
 def test_rows_in_another_order_are_refused():
