@@ -21,7 +21,7 @@ from fmjax.peft.adapter import abstract_on
 from fmjax.peft.base import Base
 from fmjax.peft.config import LoRA, Names
 from fmjax.peft.factors import Factors
-from fmjax.peft.lora import sites
+from fmjax.peft.lora_sites import sites
 from fmjax.quant import Packed
 
 _LOW_RANK = ("lora_a", "lora_b", "lora_scale")

@@ -16,7 +16,8 @@ from fmjax.core import tree
 from fmjax.core.errors import ConfigError
 from fmjax.peft.base import Base, Weight
 from fmjax.peft.config import LoRA
-from fmjax.peft.lora import DTYPE, constants, sites
+from fmjax.peft.lora import DTYPE, constants
+from fmjax.peft.lora_sites import sites
 
 
 @dataclasses.dataclass(frozen=True)
