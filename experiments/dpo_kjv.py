@@ -1,7 +1,7 @@
 """Preferences: how a sentence of the King James Bible goes on, rather than how another one does.
 
 - Command: python experiments/dpo_kjv.py   (after fmjax quickstart)
-- Cost: 100 steps of 16 pairs; about 3 minutes on 2 CPU cores.
+- Cost: 100 steps of 8 pairs; about 1 minute on 2 CPU cores.
 - Figure: to be measured.
 
 The prompt is the first half of a sentence, the chosen answer its second half, the rejected one the
@@ -24,7 +24,7 @@ from fmjax.recipes.chat import ChatExamples, ChatOptimization
 from fmjax.recipes.options import Adaptation
 
 DATA = Path("runs/dpo_kjv/data")
-WORDS = range(8, 25)  # of a sentence
+WORDS = range(8, 15)  # of a sentence
 
 
 def write(target: Path) -> None:
@@ -63,10 +63,10 @@ DPO = FinetuneDpo(
     out=Path("runs/dpo_kjv"),
     task="dpo",
     examples=ChatExamples(
-        train=str(DATA / "train.jsonl"), valid=str(DATA / "valid.jsonl"), max_length=128
+        train=str(DATA / "train.jsonl"), valid=str(DATA / "valid.jsonl"), max_length=64
     ),
     adaptation=Adaptation(method="lora", rank=16, alpha=32.0),
-    optimization=ChatOptimization(steps=100, learning_rate=1e-3, eval_every=50),
+    optimization=ChatOptimization(steps=100, batch_size=8, learning_rate=1e-3, eval_every=50),
 )
 
 if __name__ == "__main__":

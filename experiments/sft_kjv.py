@@ -1,11 +1,12 @@
 """Teach the model of the quickstart to answer: which book of the Bible is this verse from?
 
 - Command: python experiments/sft_kjv.py   (after fmjax quickstart)
-- Cost: 150 steps of 16 rows of 192 tokens, one pass; about 3 minutes on 2 CPU cores.
-- Figure: to be measured.
+- Cost: 100 steps of 16 rows of 192 tokens; about 2 minutes on 2 CPU cores.
+- Figure: on 403 held-out verses the exact answer in 0.397 (95 % interval 0.352 to 0.447), where the
+  most frequent book alone has 0.305; perplexity of the answers 1.26 a token, from 1,124 before.
 
 The model has read the Bible when it was pretrained, but not the names of its books. The verses are
-of six books. Settings can be changed on the command line, as in --method full --steps 600.
+of six books. Settings can be changed on the command line, as in --method lora --rank 32 --steps 600.
 """
 
 import gzip
@@ -56,8 +57,8 @@ SFT = FinetuneSft(
     out=Path("runs/sft_kjv"),
     task="sft",
     examples=ChatExamples(train=str(DATA), remove_overlap=True, max_length=192),
-    adaptation=Adaptation(method="lora", rank=16, alpha=32.0),
-    optimization=ChatOptimization(steps=150, learning_rate=3e-3, eval_every=50),
+    adaptation=Adaptation(method="full"),
+    optimization=ChatOptimization(steps=100, learning_rate=1e-3, eval_every=50),
 )
 
 if __name__ == "__main__":
