@@ -153,7 +153,9 @@ def sites(spec: IA3, base: Base) -> list[Site]:
 def _kind(
     spec: IA3, targets: Names | str, feedforward: Names | str, weight: Weight, name: str
 ) -> str | None:
-    if not weight.linear or names_match(spec.exclude, name) or spec.saves(name):
+    if not weight.linear or weight.inner > 1:
+        return None
+    if names_match(spec.exclude, name) or spec.saves(name):
         return None
     if weight.head if targets == ALL_LINEAR else not names_match(targets, name):
         return None

@@ -91,12 +91,13 @@ def measure(
     return perplexity(evaluate, batches, texts([source]), batches.tokens)
 
 
-def check_length(config: Any, sequence_length: int) -> None:
-    """Raises ConfigError if rows are longer than the model's context."""
+def check_length(config: Any, sequence_length: int, virtual_tokens: int = 0) -> None:
+    """Raises ConfigError if rows, after an adapter's virtual tokens, exceed the model's context."""
     names = ("position_limit", "max_position_embeddings", "n_positions")
     context = next(filter(None, (getattr(config, name, None) for name in names)), None)
-    if context and sequence_length > context:
+    if context and sequence_length + virtual_tokens > context:
+        beside = f" beside {virtual_tokens} virtual tokens" if virtual_tokens else ""
         raise ConfigError(
-            f"sequence_length={sequence_length} is more than the model's context of {context}; "
-            f"use {context} or less"
+            f"sequence_length={sequence_length} is more than the model's context of {context}"
+            f"{beside}; use {context - virtual_tokens} or less"
         )

@@ -23,7 +23,7 @@ from fmjax.recipes.objective import (
     masked_summary,
     unigram_baseline,
 )
-from fmjax.recipes.options import Masking, Optimization
+from fmjax.recipes.options import Adaptation, Masking, Optimization
 from fmjax.train import Step, evaluate, fit, make_step, schedules
 from fmjax.train.checkpoint import Checkpointer
 from fmjax.train.flops import matmul_params, train_flops_per_token
@@ -77,7 +77,8 @@ class Run:
         if Path(settings.out).is_file():
             raise CheckpointError(f"{settings.out} is a file; give a directory for the run")
         rate = schedule(optimization)
-        check_length(config, data.sequence_length)
+        adaptation = getattr(settings, "adaptation", Adaptation())
+        check_length(config, data.sequence_length, adaptation.positions)
         row = jax.ShapeDtypeStruct((data.batch_size, data.sequence_length), np.int32)
         shard_batch({"--batch-size": row}, mesh, DEFAULT_RULES, max(optimization.accumulate, 1))
         masking = getattr(settings, "masking", Masking())
