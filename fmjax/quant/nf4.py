@@ -20,8 +20,8 @@ from fmjax.quant.packed import Packed, rounded
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 STORAGES = ("uint4", "uint8")
-PIECE = 1 << 25
-"""Weights that a product on one device dequantises at a time (64 MB in bfloat16)."""
+PIECE = 1 << 24
+"""Weights that a product on one device dequantises at a time (32 MB in bfloat16)."""
 _TINY = np.float32(1e-38)  # Stands for a last, incomplete block whose weights are all zero.
 
 
@@ -152,7 +152,7 @@ class NF4Array(Packed):
 
     def product(self, x: jax.Array, dtype: Any) -> jax.Array:
         """x [..., in] → x W [..., *out], accumulated and returned in `dtype`."""
-        pieces = self._pieces()
+        pieces = self.pieces()
         if pieces == 1:
             return super().product(x, dtype)
 
@@ -167,7 +167,7 @@ class NF4Array(Packed):
 
     def transposed_product(self, y: jax.Array) -> jax.Array:
         """y [..., *out] → y Wᵀ [..., in], in the dtype of y."""
-        pieces = self._pieces()
+        pieces = self.pieces()
         if pieces == 1:
             return super().transposed_product(y)
         out = len(self.matrix) - 1
@@ -178,7 +178,7 @@ class NF4Array(Packed):
         )
         return jnp.moveaxis(xs, 0, -2).reshape(*y.shape[: y.ndim - out], self.matrix[0])
 
-    def _pieces(self) -> int:
+    def pieces(self) -> int:
         """How many parts of the inputs a product takes one after the other.
 
         A large matrix is never whole in full precision. On several devices it is left to the
