@@ -6,7 +6,7 @@
   most frequent book alone has 0.305; perplexity of the answers 1.26 a token, from 1,124 before.
 
 The model has read the Bible when it was pretrained, but not the names of its books. The verses are
-of six books. Settings can be changed on the command line, as in --method lora --rank 32 --steps 600.
+of six books. Settings can be changed on the command line, as in --method lora --rank 32.
 """
 
 import gzip
