@@ -2,7 +2,10 @@
 
 - Command: python experiments/dpo_kjv.py   (after sft_kjv.py)
 - Cost: 150 steps of 16 pairs; about 2 minutes on 2 CPU cores.
-- Figure: to be measured.
+- Figure: on 403 held-out verses the right book gets the higher reward in 0.730 (95 % interval 0.685
+  to 0.772). The chosen answers lose probability too (from -1.5 to -7.5 nats), and some greedy
+  answers are no book any more: a smaller --learning-rate or a larger --beta keeps nearer to the
+  model that it began with.
 
 Prompts and held-out verses are those of sft_kjv.py; the rejected answer is one of the other five
 books. Settings can be changed on the command line, as in --loss ipo --beta 0.2.

@@ -33,11 +33,8 @@ def _forward(x: jax.Array, packed: Packed, out_dtype: Any) -> tuple[jax.Array, A
 def _backward(out_dtype: Any, residuals: Any, dy: jax.Array) -> tuple[jax.Array, None]:
     del out_dtype
     packed, like = residuals
-    dy = dy.astype(like.dtype)
-    if packed.pieces() == 1:
-        # Or XLA may share one dequantised copy between both passes, and hold it. Where products
-        # are loops over pieces it cannot, and the barrier would only copy the codes.
-        packed, dy = jax.lax.optimization_barrier((packed, dy))
+    # Without the barrier XLA may share one dequantised copy between both passes, and hold it.
+    packed, dy = jax.lax.optimization_barrier((packed, dy.astype(like.dtype)))
     return packed.transposed_product(dy), None
 
 

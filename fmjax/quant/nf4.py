@@ -152,7 +152,7 @@ class NF4Array(Packed):
 
     def product(self, x: jax.Array, dtype: Any) -> jax.Array:
         """x [..., in] → x W [..., *out], accumulated and returned in `dtype`."""
-        pieces = self.pieces()
+        pieces = self._pieces()
         if pieces == 1:
             return super().product(x, dtype)
 
@@ -167,7 +167,7 @@ class NF4Array(Packed):
 
     def transposed_product(self, y: jax.Array) -> jax.Array:
         """y [..., *out] → y Wᵀ [..., in], in the dtype of y."""
-        pieces = self.pieces()
+        pieces = self._pieces()
         if pieces == 1:
             return super().transposed_product(y)
         out = len(self.matrix) - 1
@@ -178,7 +178,7 @@ class NF4Array(Packed):
         )
         return jnp.moveaxis(xs, 0, -2).reshape(*y.shape[: y.ndim - out], self.matrix[0])
 
-    def pieces(self) -> int:
+    def _pieces(self) -> int:
         """How many parts of the inputs a product takes one after the other.
 
         A large matrix is never whole in full precision. On several devices it is left to the

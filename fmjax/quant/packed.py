@@ -87,10 +87,6 @@ class Packed:
         axes = tuple(range(y.ndim - out, y.ndim)), tuple(range(1, out + 1))
         return jax.lax.dot_general(y, w, (axes, ((), ())))
 
-    def pieces(self) -> int:
-        """How many parts of the inputs a product takes one after the other."""
-        return 1
-
     def axes(self, kernel_axes: tuple[str | None, ...]) -> Self:
         """The logical axes of each array, given those of the kernel: a node of tuples."""
         raise TypeError(f"{type(self).__name__} is a base class")

@@ -259,7 +259,7 @@ def test_products_taken_in_pieces(shape, monkeypatch) -> None:
 
     want = grad(packed)
     monkeypatch.setattr("fmjax.quant.nf4.PIECE", packed.size // 3)
-    assert packed.pieces() == 4  # Of four blocks, three pieces cannot be made.
+    assert packed._pieces() == 4  # Of four blocks, three pieces cannot be made.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), grad(packed), want)
     monkeypatch.setattr("fmjax.quant.nf4.PIECE", 1)
-    assert packed.pieces() == 4
+    assert packed._pieces() == 4
