@@ -50,7 +50,7 @@ def base_of(model):
     rows = [Row(r.hf, f"conv/{r.path}", r.transform) for r in rows]
     found = tuple(Weight("conv", ("0",), flat[t.path], t) for t in targets(rows, flat))
     weights = tuple(w for w in found if w.leaf == "kernel")
-    return Base(found, weights, (), (), {}, frozenset(), rows, "conv", "Conv")
+    return Base(found, weights, (), (), {}, frozenset(), rows, "conv", "Conv", model)
 
 
 def run(module, x):
