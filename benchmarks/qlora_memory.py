@@ -30,6 +30,7 @@ from fmjax.train import adamw, make_step
 LIMITS_GB = {
     ("llama-7b", "float32"): 7.0,
     ("llama-33b", "float32"): 24.0,
+    ("llama-33b", "int8"): 24.0,
     ("llama-65b", "float32"): 46.5,
     ("llama-65b", "int8"): 42.0,
 }
