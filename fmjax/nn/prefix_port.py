@@ -16,9 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.core import tree
 from fmjax.core.adapter import COLLECTION
 from fmjax.core.errors import ConfigError
+from fmjax.nn import virtual_tokens
 
 KEY, VALUE = "prefix_key", "prefix_value"
 
@@ -36,8 +36,7 @@ _record: ContextVar[dict[str, Site] | None] = ContextVar("sites", default=None)
 
 def length(adapter: Mapping[str, Any]) -> int:
     """P of an adapter, stacked or not; 0 without a prefix."""
-    keys = (x for path, x in tree.flatten(adapter).items() if path.split("/")[-1] == KEY)
-    return next((x.shape[-3] for x in keys), 0)
+    return virtual_tokens.count(adapter, KEY, -3)
 
 
 def offset(model: nn.Module, tokens: int, position_ids: jax.Array | None) -> int:
@@ -46,14 +45,7 @@ def offset(model: nn.Module, tokens: int, position_ids: jax.Array | None) -> int
     Raises:
       ConfigError: prefix and tokens together exceed a table of positions.
     """
-    P = length(model.variables.get(COLLECTION, {}))
-    limit = model.config.position_limit
-    if P and position_ids is None and limit is not None and P + tokens > limit:
-        raise ConfigError(
-            f"a prefix of {P} and {tokens} tokens exceed the model's {limit} positions; shorten "
-            "one of them"
-        )
-    return P
+    return virtual_tokens.checked(model, "a prefix", KEY, -3, tokens, position_ids)
 
 
 def read(

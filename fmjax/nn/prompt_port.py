@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.core import tree
 from fmjax.core.adapter import COLLECTION
 from fmjax.core.errors import ConfigError
+from fmjax.nn import virtual_tokens
 from fmjax.nn.masks import Mask
 
 LEAF = "prompt"
@@ -27,8 +27,7 @@ _FIRST = -(2**31)
 
 def length(adapter: Mapping[str, Any]) -> int:
     """P of an adapter; 0 without a prompt."""
-    found = (x for path, x in tree.flatten(adapter).items() if path.split("/")[-1] == LEAF)
-    return next((x.shape[-2] for x in found), 0)
+    return virtual_tokens.count(adapter, LEAF, -2)
 
 
 def of(model: nn.Module, tokens: int, position_ids: jax.Array | None) -> int:
@@ -37,14 +36,7 @@ def of(model: nn.Module, tokens: int, position_ids: jax.Array | None) -> int:
     Raises:
       ConfigError: prompt and tokens together exceed a table of positions.
     """
-    P = length(model.variables.get(COLLECTION, {}))
-    limit = model.config.position_limit
-    if P and position_ids is None and limit is not None and P + tokens > limit:
-        raise ConfigError(
-            f"a prompt of {P} and {tokens} tokens exceed the model's {limit} positions; shorten "
-            "one of them"
-        )
-    return P
+    return virtual_tokens.checked(model, "a prompt", LEAF, -2, tokens, position_ids)
 
 
 def enter(
