@@ -23,8 +23,7 @@ def plain_torch():
     # bitsandbytes takes the mean of the scales with torch, in an order that follows the threads.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch.compiler.set_stance("force_eager"):  # Else it compiles odd shapes.
-        yield
+    yield
     torch.set_num_threads(threads)
 
 
