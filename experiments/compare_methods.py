@@ -8,8 +8,8 @@ the accuracy on held-out reviews with its 95 % interval.
 - Command: python experiments/compare_methods.py --model DIR   (MiniLM's directory, or another)
 - Cost: one epoch a method, 214 steps of 32 sentences; about 20 minutes on 2 CPU cores.
 - Figure: with MiniLM accuracy 0.843 in full, 0.830 to 0.834 with LoRA, rsLoRA and DoRA, 0.847 with
-  QLoRA on all linear layers, 0.827 with IA3, 0.796 with a prefix, 0.747 with p-tuning and 0.734 with
-  a prompt, each ± 0.03; the whole table is in benchmarks/README.md.
+  QLoRA on all linear layers, 0.827 with IA3, 0.796 with a prefix, 0.747 with p-tuning, 0.734 with a
+  prompt, each ± 0.03; the whole table is in benchmarks/README.md.
 
 A stopped comparison goes on where it was. One method: --methods lora prefix.
 """
