@@ -93,23 +93,23 @@ class Adapted:
             return dict(variables)
         return {**variables, "adapter": peft.expand(self.spec, self.model, variables["adapter"])}
 
-    def merged(self, variables: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-        """(parameters with what was trained folded in, whether the adapter is needed beside them).
+    def merged(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters with what was trained folded in.
 
-        Weights of few bits are merged as what they stand for. Virtual tokens stay in the adapter:
-        only a new head is folded in.
+        Weights of few bits are merged as what they stand for. Virtual tokens stay in the adapter,
+        which is still needed: only a new head is folded in.
         """
         params = variables["params"]
         if self.spec is None:
-            return params, False
+            return params
         adapter = variables["adapter"]
         if self.settings.positions:
             flat, copies = tree.flatten(params), tree.flatten(adapter)
             folded = {path: copies[path].astype(x.dtype) for path, x in flat.items()
                       if path in copies}  # fmt: skip
-            return tree.unflatten(flat | folded), True
+            return tree.unflatten(flat | folded)
         base = None if self.settings.precision == "none" else "dequantized"
-        return peft.merge(self.model, params, adapter, base=base), False
+        return peft.merge(self.model, params, adapter, base=base)
 
     def next_steps(self, base: Path, adapter: Path, out: Path, prompt: str) -> list[str]:
         """Commands that use an adapter which was saved.

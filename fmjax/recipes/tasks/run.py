@@ -174,7 +174,7 @@ class TaskRun:
         if adapted.spec is not None:
             adapted.save(settings.out, variables, settings.model)
         target = settings.out / "model"
-        params, _ = adapted.merged(variables)
+        params = adapted.merged(variables)
         fmjax.save_pretrained(target, adapted.model, params, carry_from=settings.model)
         if isinstance(task, EmbeddingTask):
             width, length = adapted.model.config.hidden_size, settings.examples.max_length
