@@ -186,7 +186,8 @@ def test_sharded_is_unsharded(shape, axes, codes, scales) -> None:
     x = jax.random.normal(jax.random.key(1), (8, shape[0]))
     on_mesh = jax.device_put(x, NamedSharding(mesh, PartitionSpec("fsdp")))
     for got, want in zip(loss(on_mesh, placed), loss(x, packed), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+        # Sums of up to 128 terms that cancel, taken in another order: relative to the largest.
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
 def test_an_output_axis_that_does_not_divide_is_refused_by_name() -> None:

@@ -56,7 +56,8 @@ def test_packing_adds_no_temporaries(fmt, remat) -> None:
 def test_packing_adds_no_temporaries_to_a_bfloat16_run() -> None:
     packed, weights = temporaries("nf4", "full", "bfloat16")
     plain, _ = temporaries(None, "full", "bfloat16")
-    # XLA's CPU multiplies in float32 and copies the whole bfloat16 stack to it before the loop:
-    # that copy is the base, and not a temporary of the method.
-    assert plain > 4 * weights
-    assert packed < BOUND * (plain - 4 * weights), f"{packed / (plain - 4 * weights):.3f}"
+    # XLA's CPU of jax before 0.12 copies the whole bfloat16 stack to float32 before the loop: that
+    # copy is the base, and not a temporary of the method.
+    if plain > 4 * weights:
+        plain -= 4 * weights
+    assert packed < BOUND * plain, f"{packed / plain:.3f}"
