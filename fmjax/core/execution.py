@@ -12,6 +12,7 @@ import numpy as np
 
 from fmjax.core.errors import ConfigError
 
+MATMULS = ("default", "int8")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -39,6 +40,11 @@ class Execution:
         False keeps one subtree a layer ("layers_0", …), which decodes faster.
       remat: what the backward pass recomputes, see `fmjax.nn.stack.REMAT`.
       attention: the kernel, see `fmjax.nn.attention.IMPLEMENTATIONS`.
+      matmul: "default", or "int8" for products of 8-bit integers in dense layers (not in logits,
+        routers and experts), see `fmjax.nn.int8_dot`: an approximation, unlike all else here.
+
+    Raises:
+      ConfigError: a dtype or matmul that is not supported.
     """
 
     dtype: Any = jnp.dtype("float32")
@@ -46,7 +52,12 @@ class Execution:
     scan_layers: bool = True
     remat: str = "none"
     attention: str = "auto"
+    matmul: str = "default"
 
     def __post_init__(self) -> None:
+        if self.matmul not in MATMULS:
+            raise ConfigError(
+                f"matmul {self.matmul!r} is unknown; choose one of {', '.join(MATMULS)}"
+            )
         object.__setattr__(self, "dtype", as_dtype(self.dtype))
         object.__setattr__(self, "param_dtype", as_dtype(self.param_dtype))

@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.core.errors import ConfigError
 from fmjax.core.execution import Execution
 from fmjax.nn import ia3_port, ports
+from fmjax.nn.int8_dot import int8_dot
 from fmjax.nn.param import param
 from fmjax.quant import Packed, matmul
 
@@ -21,7 +23,8 @@ class Dense(nn.Module):
       axes: logical names of W's dimensions, input first.
       use_bias: adds b [*features].
       kernel_init: initialiser of W; b starts at zero.
-      execution: precision. W is cast to `execution.dtype` for the product.
+      execution: precision. W is cast to `execution.dtype` for the product, which is one of int8
+        operands where `execution.matmul` says so and the result is no logits.
       out_dtype: of the accumulator and the result; default `execution.dtype`.
     """
 
@@ -46,6 +49,13 @@ class Dense(nn.Module):
         by_row = ((0,), (0,)) if kernel.ndim > len(shape) else ((), ())
 
         def product(x: jax.Array) -> jax.Array:
+            if ex.matmul == "int8" and self.out_dtype is None:
+                if isinstance(kernel, Packed) or by_row[0]:
+                    raise ConfigError(
+                        f"matmul='int8' rounds plain weights, but {'/'.join(self.path)} is packed, "
+                        "or in a bank of adapters; use matmul='default'"
+                    )
+                return int8_dot(x.astype(ex.dtype), kernel.astype(ex.dtype), out_dtype)
             if isinstance(kernel, Packed):
                 return matmul(x.astype(ex.dtype), kernel, out_dtype)
             return jax.lax.dot_general(
