@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh
 
 from fmjax.core.errors import ShardingError
 
-AXES = ("data", "fsdp", "tensor", "context", "expert")
+AXES = ("stage", "data", "fsdp", "tensor", "context", "expert")
 
 
 def make_mesh(
@@ -18,6 +18,7 @@ def make_mesh(
     tensor: int = 1,
     context: int = 1,
     expert: int = 1,
+    stage: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """A mesh over all devices.
@@ -28,13 +29,15 @@ def make_mesh(
       tensor: shards of heads, MLP and vocabulary within a layer.
       context: shards of the sequence.
       expert: shards of the experts.
+      stage: shards of the layers, which the batch passes through in turn. The outermost axis: it
+        sends least.
       devices: default `jax.devices()`.
 
     Raises:
       ShardingError: sizes whose product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = dict(zip(AXES, (data, fsdp, tensor, context, expert), strict=True))
+    sizes = dict(zip(AXES, (stage, data, fsdp, tensor, context, expert), strict=True))
     asked = " × ".join(f"{axis}={n}" for axis, n in sizes.items() if n != 1) or "1"
     free = [axis for axis, n in sizes.items() if n == -1]
     if len(free) > 1 or any(n < 1 and n != -1 for n in sizes.values()):
