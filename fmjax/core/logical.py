@@ -6,6 +6,7 @@ the topology.
 """
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -18,6 +19,16 @@ from fmjax.core.errors import ShardingError
 Axes = Sequence[str | None]
 Rules = Sequence[tuple[str, str | Sequence[str] | None]]
 
+REPLICABLE = frozenset(
+    ("vocab", "act_vocab", "heads", "kv_heads", "act_heads", "act_kv_heads"),
+)
+"""Logical axes whose sizes a published model dictates and which need not divide: GPT-2 has 50257
+words and Falcon-7B 71 heads. The other axes of a model, its width and its feed-forward width,
+divide by any sensible mesh, and replicating what they hold would undo the mesh: those are errors,
+and so are the batch and the sequence."""
+
+_log = logging.getLogger("fmjax.sharding")
+_told: set[str] = set()
 _current: ContextVar[tuple[Mesh, Rules] | None] = ContextVar("mesh_and_rules", default=None)
 
 
@@ -30,45 +41,66 @@ def spec(
 ) -> PartitionSpec:
     """The partition of an array whose dimensions bear the logical names `axes`.
 
-    The first rule for a name counts. Mesh axes that the mesh does not have count as size 1, and
-    one that an earlier dimension took is not used twice.
+    The first rule for a name counts. Mesh axes that the mesh does not have count as size 1. No mesh
+    axis is used twice in an array: the dimension whose rule comes first in the list has it.
+
+    A dimension that does not divide is an error, with two exceptions. One of size 1 is whole. Those
+    of `REPLICABLE` leave the last of their mesh axes out until they divide, which is logged once.
 
     Args:
       axes: one logical name, or None (replicated), for each dimension.
       rules: (logical axis, mesh axis | mesh axes | None) pairs.
       mesh: the devices.
       shape: when given, each dimension must divide over its mesh axes.
-      name: what the error calls the array.
+      name: what messages call the array.
 
     Raises:
       ShardingError: a logical name without a rule, or a dimension that does not divide.
     """
-    entries: list[str | tuple[str, ...] | None] = []
+    places = [(0, ()) if axis is None else _rule(axis, rules, name) for axis in axes]
+    entries: list[str | tuple[str, ...] | None] = [None] * len(places)
     taken: set[str] = set()
-    for dim, axis in enumerate(axes):
-        chosen = tuple(
-            a for a in _mesh_axes(axis, rules, name) if mesh.shape.get(a, 1) > 1 and a not in taken
-        )
+    for dim in sorted(range(len(places)), key=lambda dim: (places[dim][0], dim)):
+        wanted = places[dim][1]
+        chosen = tuple(a for a in wanted if mesh.shape.get(a, 1) > 1 and a not in taken)
+        if shape is not None:
+            chosen = _dividing(chosen, shape[dim], axes[dim], mesh, name)
         taken |= set(chosen)
-        parts = math.prod(mesh.shape[a] for a in chosen)
-        if shape is not None and shape[dim] % parts:
-            over = " × ".join(f"{a}={mesh.shape[a]}" for a in chosen)
-            raise ShardingError(
-                f"{name}: axis {axis!r} of size {shape[dim]} does not divide over {over}; "
-                f"change the mesh, or replicate it with the rule ({axis!r}, None)"
-            )
-        entries.append(chosen[0] if len(chosen) == 1 else chosen or None)
+        entries[dim] = chosen[0] if len(chosen) == 1 else chosen or None
     return PartitionSpec(*entries)
 
 
-def _mesh_axes(axis: str | None, rules: Rules, name: str) -> tuple[str, ...]:
-    if axis is None:
+def _dividing(
+    chosen: tuple[str, ...], size: int, axis: str | None, mesh: Mesh, name: str
+) -> tuple[str, ...]:
+    """The mesh axes, of those chosen, over which a dimension is split."""
+    if size == 1:
         return ()
-    for logical, mesh_axes in rules:
+    kept = chosen
+    while size % math.prod(mesh.shape[a] for a in kept):
+        kept = kept[:-1]
+    if kept == chosen:
+        return chosen
+    over = " × ".join(f"{a}={mesh.shape[a]}" for a in chosen)
+    what = f"{name}: axis {axis!r} of size {size} does not divide over {over}"
+    if axis not in REPLICABLE:
+        raise ShardingError(
+            f"{what}; change the mesh, or replicate it with the rule ({axis!r}, None)"
+        )
+    if what not in _told:
+        _told.add(what)
+        rest = " × ".join(a for a in chosen if a not in kept)
+        _log.warning("%s; every device along %s has all of it", what, rest)
+    return kept
+
+
+def _rule(axis: str, rules: Rules, name: str) -> tuple[int, tuple[str, ...]]:
+    """(place in the list, mesh axes) of the first rule for a logical axis."""
+    for place, (logical, mesh_axes) in enumerate(rules):
         if logical == axis:
             if mesh_axes is None:
-                return ()
-            return (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes)
+                return place, ()
+            return place, (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes)
     raise ShardingError(
         f"{name}: no sharding rule for the logical axis {axis!r}; add ({axis!r}, None) to replicate"
     )
@@ -97,3 +129,12 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     mesh, rules = current
     partition = spec(axes, rules, mesh, x.shape, name="activation")
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition))
+
+
+def shards(axis: str) -> int:
+    """Over how many devices the enclosing `use` splits a logical axis; 1 outside."""
+    current = _current.get()
+    if current is None:
+        return 1
+    mesh, rules = current
+    return math.prod(mesh.shape.get(a, 1) for a in _rule(axis, rules, "activation")[1])

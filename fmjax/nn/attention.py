@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from fmjax.core.errors import ConfigError
-from fmjax.core.logical import constrain
+from fmjax.core.logical import constrain, shards
 from fmjax.nn import prefix_port
 from fmjax.nn.dropout import dropout
 from fmjax.nn.masks import Mask
+from fmjax.nn.uneven_heads import repeat_kv_heads
 
 
 def _xla(
@@ -97,8 +98,8 @@ def attention(
         )
     B, T, H, K = q_BTHK.shape
     prefix_port.note(module, prefix_port.Site(H, k_BSGK.shape[2], K))
-    # A single key–value head serves all query heads and is whole on every device.
-    kv_heads = "act_kv_heads" if k_BSGK.shape[2] > 1 else None
+    # Key–value heads that do not divide are whole on every device until they are repeated below.
+    kv_heads = "act_kv_heads" if k_BSGK.shape[2] % shards("act_kv_heads") == 0 else None
     q, k, v = (
         checkpoint_name(constrain(jnp.swapaxes(x, 1, 2), ("batch", heads, "seq", None)), "qkv")
         for x, heads in (
@@ -114,6 +115,8 @@ def attention(
         k, v = update_cache(module, k, v, cache_index, mask, prefix)
     elif prefix is not None:
         k, v = (prefix_port.join(p, x) for p, x in zip(prefix, (k, v), strict=True))
+    if cache_index is None:
+        k, v = repeat_kv_heads(k, v, H)
     out_BHTK = IMPLEMENTATIONS[implementation](
         q,
         k,

@@ -44,7 +44,10 @@ def over_devices(
     if current is None or current[0].size == 1:
         return compute(flat(tokens), kernels, factors, 0).reshape(shape)
     mesh, rules = current
-    token = logical.spec(("batch", "seq", None), rules, mesh, shape, "activation")
+    # As inside an MLP: what splits its width does not split the sequence.
+    sizes = (*shape[:2], kernels[0].shape[2])
+    token = logical.spec(("batch", "seq", "act_mlp"), rules, mesh, sizes, "activation")
+    token = PartitionSpec(*token[:2])
     gate = logical.spec(("expert", None, "mlp"), rules, mesh, kernels[0].shape, "experts")
     splits = set(_names(token))
     holders = _names(gate[:1])

@@ -2,14 +2,25 @@
 
 from fmjax.parallel.mesh import AXES, make_mesh
 from fmjax.parallel.placement import batch_sharding, param_shardings, shard_batch
-from fmjax.parallel.rules import DEFAULT_RULES, REPLICATED_RULES
+from fmjax.parallel.rules import (
+    DEFAULT_RULES,
+    REPLICATED_RULES,
+    RULES,
+    parse_rules,
+    table,
+    unused_axes,
+)
 
 __all__ = [
     "AXES",
     "DEFAULT_RULES",
     "REPLICATED_RULES",
+    "RULES",
     "batch_sharding",
     "make_mesh",
     "param_shardings",
+    "parse_rules",
     "shard_batch",
+    "table",
+    "unused_axes",
 ]

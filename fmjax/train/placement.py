@@ -4,6 +4,7 @@ Variables keep the sharding that they came with; optimizer moments and gradients
 parameter they belong to; counters and keys are on every device.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,31 @@ def _described(leaf: Any) -> bool:
     """Whether a leaf is a `ParamSpec`, or a packed kernel of them."""
     parts = jax.tree.leaves(leaf)
     return bool(parts) and all(isinstance(part, ParamSpec) for part in parts)
+
+
+def split_further(arrays: Any, mesh: Mesh, rules: logical.Rules) -> Any:
+    """`ShapeDtypeStruct`s of weights → the same as their optimizer state is to be laid out.
+
+    The rule for "optimizer" names mesh axes that split the state beyond the weights (ZeRO stage 1,
+    arXiv:1910.02054). They are put on the largest dimension that divides and is not split yet; an
+    array without one is laid out as its weight is.
+    """
+    over = next((axes for name, axes in rules if name == "optimizer"), None) or ()
+    over = (over,) if isinstance(over, str) else over
+
+    def split(x: Any) -> Any:
+        spec = (*x.sharding.spec, *[None] * (len(x.shape) - len(x.sharding.spec)))
+        taken = {a for entry in spec for a in ((entry,) if isinstance(entry, str) else entry or ())}
+        free = tuple(a for a in over if mesh.shape.get(a, 1) > 1 and a not in taken)
+        parts = math.prod(mesh.shape[a] for a in free)
+        fitting = [d for d, n in enumerate(x.shape) if spec[d] is None and n % parts == 0]
+        if not free or not fitting:
+            return x
+        dim = max(fitting, key=lambda d: x.shape[d])
+        partition = PartitionSpec(*spec[:dim], free, *spec[dim + 1 :])
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, partition))
+
+    return jax.tree.map(split, arrays)
 
 
 def inherited_shardings(state: Any, params: Mapping[str, Any], mesh: Mesh) -> Any:

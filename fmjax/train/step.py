@@ -17,6 +17,7 @@ from fmjax.train import offload as offloading
 from fmjax.train.gradients import global_norm, summed_gradients
 from fmjax.train.placement import (
     inherited_shardings,
+    split_further,
     structs,
     variable_shardings,
 )
@@ -110,7 +111,8 @@ class Step:
         rng = jax.eval_shape(lambda: jax.random.key(0))
         small = (jax.ShapeDtypeStruct((), jnp.int32), rng)
         if self.mesh is not None:
-            opt_state = self._inherit(opt_state, self.split(variables)[0])
+            trained = split_further(self.split(variables)[0], self.mesh, self.rules)
+            opt_state = self._inherit(opt_state, trained)
             extra = self._inherit(extra, variables)
             small = structs(small, jax.tree.map(lambda _: self._replicated(), small))
         if self.offload:

@@ -7,7 +7,14 @@ from jax.sharding import PartitionSpec as P
 from fmjax.core import logical
 from fmjax.core.errors import ConfigError, ShardingError
 from fmjax.core.execution import Execution
-from fmjax.parallel import DEFAULT_RULES, batch_sharding, make_mesh, param_shardings, shard_batch
+from fmjax.parallel import (
+    DEFAULT_RULES,
+    RULES,
+    batch_sharding,
+    make_mesh,
+    param_shardings,
+    shard_batch,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +32,33 @@ def test_spec_uses_a_mesh_axis_once(mesh) -> None:
     assert logical.spec(("embed", "embed"), DEFAULT_RULES, mesh) == P("fsdp", None)
 
 
-def test_spec_names_what_it_cannot_place(mesh) -> None:
-    with pytest.raises(ShardingError, match=r"wte/embedding: .*'vocab'.*7.*tensor=2"):
-        logical.spec(("vocab",), DEFAULT_RULES, mesh, (7,), "wte/embedding")
+def test_spec_gives_a_mesh_axis_to_the_dimension_whose_rule_comes_first(mesh) -> None:
+    rules = RULES["sequence"]
+    assert logical.spec(("batch", "seq", "act_mlp"), rules, mesh)[1:] == (None, "tensor")
+    assert logical.spec(("batch", "seq", "act_embed"), rules, mesh)[1:] == ("tensor", None)
+
+
+def test_spec_replicates_uneven_heads_and_words_and_says_so_once(mesh, caplog) -> None:
+    for _ in range(2):
+        for axis in sorted(logical.REPLICABLE):
+            assert logical.spec((axis,), DEFAULT_RULES, mesh, (7,), f"a/{axis}") == P(None)
+    assert len(caplog.messages) == len(logical.REPLICABLE)
+    for axis, message in zip(sorted(logical.REPLICABLE), caplog.messages, strict=True):
+        assert f"a/{axis}: axis '{axis}' of size 7 does not divide over tensor=2;" in message
+        assert "every device along tensor has all of it" in message
+    rules = (("vocab", ("data", "tensor")), *DEFAULT_RULES)  # as far as it divides
+    assert logical.spec(("vocab",), rules, mesh, (6,), "b") == P("data")
+    assert logical.spec(("batch",), DEFAULT_RULES, mesh, (1,)) == P(None)
+
+
+@pytest.mark.parametrize("axis", ["batch", "embed", "mlp", "expert", "seq"])
+def test_spec_names_what_it_cannot_place(mesh, axis) -> None:
+    rules = (("seq", "tensor"), ("expert", "tensor"), *DEFAULT_RULES)
+    with pytest.raises(ShardingError, match=rf"h/kernel: .*'{axis}' of size 7 .*=2; change"):
+        logical.spec((axis,), rules, mesh, (7,), "h/kernel")
+
+
+def test_spec_names_the_axis_that_has_no_rule(mesh) -> None:
     with pytest.raises(ShardingError, match=r"wte/embedding.*'voc'"):
         logical.spec(("voc",), DEFAULT_RULES, mesh, (8,), "wte/embedding")
 
@@ -70,7 +101,7 @@ def test_shard_batch_splits_rows_and_refuses_what_does_not_divide(mesh) -> None:
 def test_param_shardings_name_the_parameter(mesh) -> None:
     from fmjax.core.params import ParamSpec
 
-    spec = {"head": {"kernel": ParamSpec((4, 5), jnp.float32, ("embed", "vocab"))}}
+    spec = {"head": {"kernel": ParamSpec((4, 5), jnp.float32, ("vocab", "embed"))}}
     with pytest.raises(ShardingError, match="head/kernel"):
         param_shardings(spec, mesh, DEFAULT_RULES)
 
