@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from fmjax.core.errors import ConfigError
 from fmjax.core.logical import constrain, shards
-from fmjax.nn import prefix_port
+from fmjax.nn import prefix_port, ring_attention
 from fmjax.nn.dropout import dropout
 from fmjax.nn.masks import Mask
 from fmjax.nn.uneven_heads import repeat_kv_heads
@@ -89,8 +89,11 @@ def attention(
     Returns:
       [B, T, H · K].
 
+    On a mesh that splits the sequence, and without a cache, it is `fmjax.nn.ring_attention`.
+
     Raises:
-      ConfigError: an unknown implementation, or a prefix that does not fit.
+      ConfigError: an unknown implementation, a prefix that does not fit, or what the ring cannot
+        do.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(
@@ -108,6 +111,11 @@ def attention(
             (v_BSGK, kv_heads),
         )
     )
+    if cache_index is None and ring_attention.applies(implementation):
+        ring_attention.check(module, mask, bias, dropout_rate)
+        scale = K**-0.5 if scale is None else scale
+        out = ring_attention.ring_attention(q, k, v, mask, scale=scale, softcap=softcap)
+        return constrain(out.reshape(B, T, H * K), ("batch", "seq", "act_heads"))
     prefix = prefix_port.read(module, mask.virtual, k, H)
     if prefix is not None and prefix[0].shape[0] != k.shape[1]:
         k, v = (jnp.repeat(x, H // x.shape[1], axis=1) for x in (k, v))

@@ -11,7 +11,7 @@ import numpy as np
 
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.core.execution import Execution
-from fmjax.nn import prefix_port, prompt_port
+from fmjax.nn import prefix_port, prompt_port, sequence
 from fmjax.nn.decoder_heads import Decoded, Output, put_head
 from fmjax.nn.masks import Mask
 from fmjax.nn.ports import check_expanded
@@ -158,8 +158,16 @@ class DecoderModel(nn.Module):
         ids, mask = input_ids, ctx.mask
         if P := prompt_port.of(self, input_ids.shape[1], position_ids):
             ids, positions, ctx = self._after_prompt(P, input_ids, positions, ctx)
+        prompted = ids is not input_ids
+        # On a mesh that splits the sequence, tokens stand in another order from here to the head.
+        slots = sequence.balanced_slots(ctx.mask, ids.shape[1], cache_index is not None)
+        if slots is not None:
+            ids, positions = sequence.zigzag(ids), sequence.zigzag(positions)
+            ctx = ctx.replace(mask=sequence.balanced(ctx.mask, slots))
         decoded = self.decode(ids, positions, ctx, output_hidden_states, **options)
-        if ids is not input_ids:
+        if slots is not None:
+            decoded = decoded.in_order()
+        if prompted:
             decoded = decoded.without(P)
         return put_head(self, decoded, input_ids, mask, output_hidden_states, logits_to_keep)
 

@@ -3,7 +3,7 @@
 Shapes: B batch, T new tokens, D hidden size, V vocabulary, N labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.core.errors import ConfigError
+from fmjax.nn import sequence
 from fmjax.nn.dense import Dense
 from fmjax.nn.dropout import dropout
 from fmjax.nn.embed import Embed
@@ -55,8 +56,15 @@ class Decoded(NamedTuple):
 
     def without(self, slots: int) -> "Decoded":
         """The same of all but the first slots."""
+        return self._each(lambda x: x[:, slots:])
+
+    def in_order(self) -> "Decoded":
+        """The same in the order of the text, of tokens in zigzag order (`fmjax.nn.sequence`)."""
+        return self._each(lambda x: sequence.zigzag(x, inverse=True))
+
+    def _each(self, f: Callable[[jax.Array], jax.Array]) -> "Decoded":
         embedded, layers, last, router_logits = jax.tree.map(
-            lambda x: x[:, slots:], (self.embedded, self.layers, self.last, self.router_logits)
+            f, (self.embedded, self.layers, self.last, self.router_logits)
         )
         return self._replace(
             embedded=embedded, layers=layers, last=last, router_logits=router_logits

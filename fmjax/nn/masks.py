@@ -23,6 +23,8 @@ class Mask:
       valid: bool [B, ≥ S], which key slots hold a token (padding and empty cache slots do not).
       segments: (i32 [B, T], i32 [B, S]) segment ids of queries and keys; only equal ones meet.
       prefix: i32 [B], the number of leading slots that every query sees (prefix LM).
+      slots: i32 [T], the slot of each query and key, where they do not stand in order
+        (`fmjax.nn.sequence`); without a cache, T = S.
       virtual: P, keys of no token that come before slot 0. Queries of all segments see them, as
         far as the window reaches: for every text as if they stood right before its first token.
       shared: the number of leading slots that belong to all segments (virtual tokens): each text
@@ -35,6 +37,7 @@ class Mask:
     valid: jax.Array | None = None
     segments: tuple[jax.Array, jax.Array] | None = None
     prefix: jax.Array | None = None
+    slots: jax.Array | None = None
     virtual: int = flax.struct.field(pytree_node=False, default=0)
     shared: int = flax.struct.field(pytree_node=False, default=0)
 
@@ -51,6 +54,9 @@ class Mask:
         """
         q_T1 = (jnp.arange(queries) + self.offset)[:, None]
         k_1S = jnp.arange(keys)[None, :] - self.virtual
+        if self.slots is not None:
+            virtual = jnp.arange(-self.virtual, 0, dtype=jnp.int32)
+            q_T1, k_1S = self.slots[:, None], jnp.concatenate([virtual, self.slots])[None]
         allowed: jax.Array | None = None
         if self.causal:
             allowed = (k_1S <= q_T1)[None]

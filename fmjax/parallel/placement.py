@@ -39,9 +39,10 @@ def _kernel_axes(packed: quant.Packed) -> logical.Axes:
     return axes if whole else (*axes[: len(packed.lead)], *(None,) * len(packed.matrix))
 
 
-def batch_sharding(mesh: Mesh, rules: logical.Rules) -> NamedSharding:
-    """Of a batch array: its leading dimension is split, the others are whole."""
-    return NamedSharding(mesh, logical.spec(("batch",), rules, mesh))
+def batch_sharding(mesh: Mesh, rules: logical.Rules, sequence: bool = False) -> NamedSharding:
+    """Of a batch array: its rows are split; of `sequence`s [B, T] the tokens too."""
+    axes = ("batch", "seq") if sequence else ("batch",)
+    return NamedSharding(mesh, logical.spec(axes, rules, mesh))
 
 
 def shard_batch(
@@ -49,22 +50,23 @@ def shard_batch(
 ) -> dict[str, Any]:
     """Puts a batch of host arrays (each process its own rows) onto the mesh.
 
+    Arrays [B, T] as long as the batch's input_ids are split along T too, where the mesh does that.
+
     Args:
       batch: dict of arrays with the same leading dimension. `ShapeDtypeStruct`s of the global
         batch get the sharding.
       mesh: the devices; None leaves the arrays where they are.
-      rules: say which mesh axes split the logical axis "batch".
+      rules: say which mesh axes split the logical axes "batch" and "seq".
       parts: pieces that each device's rows must further divide into.
 
     Raises:
       DataError: no array, or arrays with different numbers of rows.
-      ShardingError: rows that do not divide over the devices and parts.
+      ShardingError: rows that do not divide over the devices and parts, or tokens over the devices.
     """
     counts = {name: x.shape[0] for name, x in batch.items()}
     if len(set(counts.values())) != 1:
         raise DataError(f"the arrays of a batch must have one number of rows, got {counts}")
-    sharding = None if mesh is None else batch_sharding(mesh, rules)
-    axes = () if mesh is None else tuple(jax.tree.leaves(tuple(sharding.spec)))
+    axes = () if mesh is None else _axes(batch_sharding(mesh, rules))
     needed = parts * math.prod(mesh.shape[a] for a in axes)
     name, first = next(iter(batch.items()))
     global_ = mesh is None or isinstance(first, jax.Array | jax.ShapeDtypeStruct)
@@ -77,12 +79,37 @@ def shard_batch(
         )
     if mesh is None:
         return dict(batch)
+    sequences = _sequences(batch, mesh, rules)
 
-    def put(x: Any) -> Any:
+    def put(name: str, x: Any) -> Any:
+        sharding = batch_sharding(mesh, rules, name in sequences)
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         if isinstance(x, jax.Array):
             return jax.device_put(x, sharding)
         return jax.make_array_from_process_local_data(sharding, x)
 
-    return {name: put(x) for name, x in batch.items()}
+    return {name: put(name, x) for name, x in batch.items()}
+
+
+def _axes(sharding: NamedSharding) -> tuple[str, ...]:
+    """The mesh axes of a sharding, in order."""
+    return tuple(jax.tree.leaves(tuple(sharding.spec)))
+
+
+def _sequences(batch: Mapping[str, Any], mesh: Mesh, rules: logical.Rules) -> set[str]:
+    """Names of the arrays [B, T] whose tokens the mesh splits."""
+    axes = _axes(NamedSharding(mesh, logical.spec(("seq",), rules, mesh)))
+    if not axes:
+        return set()
+    lengths = {x.shape[1] for name, x in batch.items() if name.endswith("input_ids")}
+    found = {name for name, x in batch.items() if x.ndim == 2 and x.shape[1] in lengths}
+    n = math.prod(mesh.shape[a] for a in axes)
+    for name in sorted(found):
+        if batch[name].shape[1] % n:
+            over = " × ".join(f"{a}={mesh.shape[a]}" for a in axes)
+            raise ShardingError(
+                f"{name}: rows of {batch[name].shape[1]} tokens do not divide over {over}; use a "
+                f"multiple of {2 * n}, which also balances causal attention"
+            )
+    return found
