@@ -1,7 +1,7 @@
 """Batches placed on the devices ahead of the step that uses them."""
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -63,6 +63,11 @@ class DevicePrefetch(Iterator[dict[str, jax.Array]]):
     def get_state(self) -> Any:
         """The state after the batches handed out so far, not those in flight."""
         return self._state
+
+    def join_states(self, states: Sequence[Any]) -> Any:
+        """Of all processes into one, as the iterator below does."""
+        join = getattr(self._batches, "join_states", None)
+        return states[0] if join is None else join(states)
 
     def set_state(self, state: Any) -> None:
         """Drops what is in flight and continues after `state`."""

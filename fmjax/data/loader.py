@@ -71,10 +71,12 @@ class ProcessBatches(grain.MapDataset):
 
 
 class TextBatches(Iterator[Batch]):
-    """An iterator over batches that resumes exactly.
+    """An iterator over batches that resumes exactly, on any number of processes.
 
     `get_state()` is a small JSON-able dict that belongs in the checkpoint: the position, and the
-    settings that the position is meaningless without, which `set_state` compares.
+    settings that the position is meaningless without, which `set_state` compares. A position does
+    not depend on the process that reads; a stream's is of the process's own rows, and `join_states`
+    puts together those of all processes.
     """
 
     def __init__(
@@ -96,6 +98,19 @@ class TextBatches(Iterator[Batch]):
     def get_state(self) -> dict[str, Any]:
         """The position after the batches handed out so far; prefetched ones do not count."""
         return {"position": self._iterator.get_state(), "settings": self.settings}
+
+    def join_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What `set_state` takes, from the states that all processes saved after one batch.
+
+        Raises:
+          DataError: states of some processes are missing.
+        """
+        from fmjax.data import streaming
+
+        state, positions = states[0], [s["position"] for s in states]
+        if not all(isinstance(p, dict) and "lanes" in p for p in positions):
+            return state
+        return {**state, "position": streaming.join(positions)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues after the batches that `state` had handed out.
@@ -226,8 +241,8 @@ def text_batches(
       add_bos, add_eos: marks around each document, see `Marks.of`.
       text_field: where an example that is a dict has its text.
       words: adds `word_ids` to the batches, for masking whole words.
-      streaming: see above; repeats for ever, packs with cut documents, ends documents with EOS,
-        and resumes only on the same number of processes.
+      streaming: see above; repeats for ever, packs with cut documents and ends documents with EOS.
+        Each row of a batch goes on where it ended in the batch before.
       process_index, process_count: default JAX's.
       prefetch: batches prepared ahead in background threads; 0 for none.
 
@@ -262,8 +277,7 @@ def text_batches(
             weights=weights, seed=seed, shuffle=shuffle, add_bos=add_bos, text_field=text_field,
             words=words, share=share, prefetch=prefetch,
         )  # fmt: skip
-        sizes = {"documents": [len(s) for s in sources], "process_count": share[1]}
-        return TextBatches(iterator, settings | sizes)
+        return TextBatches(iterator, settings | {"documents": [len(s) for s in sources]})
 
     marks = {"add_bos": add_bos, "add_eos": add_eos, "text_field": text_field}
     groups = [sources] if weights is None else [[source] for source in sources]

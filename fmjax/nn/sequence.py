@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from fmjax.core import logical
 from fmjax.nn.masks import Mask
@@ -66,9 +66,8 @@ def zigzag(x: jax.Array, inverse: bool = False) -> jax.Array:
     mesh, rules = logical.current()
     axes = split_axes()
     n = parts(mesh, axes)
-    spec = logical.spec(
-        ("batch", "seq", *(None,) * (x.ndim - 2)), rules, mesh, x.shape, "activation"
-    )
+    rows, _, tokens = logical.spec(("batch", "act_heads", "seq"), rules, mesh, name="activation")
+    spec = PartitionSpec(rows, tokens)
     # Device d holds chunks 2d and 2d + 1 of the text. Each permutation reaches every device once:
     # the even chunks go to even devices from the front half, to odd ones from the back half.
     home = [c if c < n else 2 * n - 1 - c for c in range(2 * n)]

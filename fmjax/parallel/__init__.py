@@ -1,5 +1,6 @@
 """Meshes, rule lists and placement: sharding is data."""
 
+from fmjax.parallel.distributed import Group, start
 from fmjax.parallel.mesh import AXES, make_mesh
 from fmjax.parallel.placement import batch_sharding, param_shardings, shard_batch
 from fmjax.parallel.rules import (
@@ -14,6 +15,7 @@ from fmjax.parallel.rules import (
 __all__ = [
     "AXES",
     "DEFAULT_RULES",
+    "Group",
     "REPLICATED_RULES",
     "RULES",
     "batch_sharding",
@@ -23,4 +25,5 @@ __all__ = [
     "shard_batch",
     "table",
     "unused_axes",
+    "start",
 ]

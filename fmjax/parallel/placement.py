@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from fmjax import quant
 from fmjax.core import logical, tree
 from fmjax.core.errors import DataError, ShardingError
+from fmjax.parallel.rows import global_rows
 
 
 def param_shardings(
@@ -87,7 +88,7 @@ def shard_batch(
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         if isinstance(x, jax.Array):
             return jax.device_put(x, sharding)
-        return jax.make_array_from_process_local_data(sharding, x)
+        return global_rows(x, sharding)
 
     return {name: put(name, x) for name, x in batch.items()}
 

@@ -30,8 +30,7 @@ class Data:
         file.
       batch_size: Rows in a batch, over all devices and accumulated parts together.
       sequence_length: Tokens in a row; documents are packed into rows and do not see each other.
-      streaming: Tokenise training text as it is read, where it is too much for the memory. A run
-        then goes on on the same number of processes only.
+      streaming: Tokenise training text as it is read, where it is too much for the memory.
     """
 
     data: tuple[str, ...]

@@ -29,7 +29,12 @@ from fmjax.train.state import TrainState
 
 
 class Resumable(Protocol):
-    """A data iterator whose position can be saved: JSON values, bytes allowed among them."""
+    """A data iterator whose position can be saved: JSON values, bytes allowed among them.
+
+    One whose position is of its process's rows only also has `join_states(states) → state`, which
+    is given those that all processes saved. Of another, a process gets the state that it saved
+    itself, or process 0's where it had none: it knows whether it can use it.
+    """
 
     def get_state(self) -> Any: ...
 
@@ -211,12 +216,13 @@ class Checkpointer:
                 damage = self._damaged(number, e, others=step is None)
                 continue
             if data is not None:
-                if position.value is None:
+                values = [unpack(value) for value in position.values if value is not None]
+                if not values:
                     raise CheckpointError(
                         f"{self.directory / str(number)} holds no data position, so the data cannot"
                         " resume; train into another directory"
                     )
-                data.set_state(unpack(position.value))
+                data.set_state(_own_state(data, values))
             return TrainState(**restored)
         if damage:
             raise CheckpointError(f"no checkpoint can be read; {damage}")
@@ -243,6 +249,12 @@ class Checkpointer:
         if others:
             warnings.warn(f"{text}; trying the one before it", stacklevel=3)
         return text
+
+
+def _own_state(data: Resumable, states: list[Any]) -> Any:
+    if hasattr(data, "join_states"):
+        return data.join_states(states)
+    return states[jax.process_index()] if jax.process_index() < len(states) else states[0]
 
 
 def _on_device(x: Any) -> jax.ShapeDtypeStruct:

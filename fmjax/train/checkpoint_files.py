@@ -14,12 +14,15 @@ import jax
 class JsonFile:
     """A JSON file inside a checkpoint, as Orbax's `StatefulCheckpointable`.
 
-    Each process writes and reads a file of its own name. A position saved by fewer processes is
-    read from the first: the iterator knows whether it can use it.
+    Each process writes a file of its own name; loading gives what all of them wrote.
+
+    Attributes:
+      values: after loading, those of `process_0.json`, `process_1.json`, … in this order.
     """
 
     def __init__(self, name: str, value: Any, primary_only: bool = False) -> None:
         self.name, self.value, self.primary_only = name, value, primary_only
+        self.values: list[Any] = []
 
     async def save(self, directory: Any) -> Any:
         text = json.dumps(self.value, indent=1)
@@ -33,9 +36,10 @@ class JsonFile:
 
     async def load(self, directory: Any) -> Any:
         async def read() -> None:
-            path = Path(directory) / self.name
-            path = path if path.exists() else path.with_name(data_name(0))
-            self.value = json.loads(path.read_text())
+            process = 0
+            while (path := Path(directory) / data_name(process)).exists():
+                self.values.append(json.loads(path.read_text()))
+                process += 1
 
         return read()
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmjax.core import logical, tree
@@ -143,6 +144,30 @@ def _by_blocks(shape: Sequence[int], like: Any, mesh: Mesh) -> NamedSharding:
 
 def _keys(path: Any) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def put(arrays: Any, shardings: Any) -> Any:
+    """Arrays laid out anew, from wherever they are.
+
+    What a process holds alone, but is to lie on devices of all, must be the same in all of them;
+    each gives its own devices their parts.
+
+    Args:
+      arrays: pytree of arrays, typed keys among them.
+      shardings: the same tree of shardings.
+    """
+
+    def place(x: Any, sharding: Any) -> jax.Array:
+        alone = getattr(x, "is_fully_addressable", True)
+        if sharding is None or sharding.is_fully_addressable or not alone:
+            return jax.device_put(x, sharding)
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = place(jax.random.key_data(x), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, arrays, shardings)
 
 
 def structs(arrays: Any, shardings: Any = None) -> Any:

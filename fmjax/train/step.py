@@ -17,6 +17,7 @@ from fmjax.train import offload as offloading
 from fmjax.train.gradients import global_norm, summed_gradients
 from fmjax.train.placement import (
     inherited_shardings,
+    put,
     split_further,
     structs,
     variable_shardings,
@@ -88,12 +89,12 @@ class Step:
         if self.mesh is None:
             variables = jax.tree.map(jnp.asarray, variables)
         else:
-            variables = jax.device_put(variables, self._shardings(variables))
-            rng = jax.device_put(rng, self._replicated())
+            variables = put(variables, self._shardings(variables))
+            rng = put(rng, self._replicated())
         like = self.abstract_state(variables)
         shardings = jax.tree.map(lambda x: x.sharding, (like.opt_state, like.extra))
         opt_state, extra = jax.jit(self._init, out_shardings=shardings)(variables)
-        zero = lambda: jax.device_put(jnp.int32(0), self._replicated())  # noqa: E731
+        zero = lambda: put(jnp.int32(0), self._replicated())  # noqa: E731
         return TrainState(zero(), variables, opt_state, extra, rng, zero())
 
     def abstract_state(self, variables: Mapping[str, Any]) -> TrainState:

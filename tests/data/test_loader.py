@@ -99,15 +99,62 @@ def test_processes_share_the_same_global_batch(docs, tokenizer, options):
     np.testing.assert_array_equal(next(one)["input_ids"], single[4]["input_ids"][2:])
 
 
-def test_streaming_shares_documents(docs, tokenizer):
-    options = {"streaming": True, "process_count": 2, "shuffle": False, "batch_size": 2}
-    seen = [
-        np.concatenate([b["input_ids"].ravel() for b in take(it, 6)])
-        for it in (make(docs, tokenizer, process_index=p, **options) for p in range(2))
-    ]
-    for process, ids in enumerate(seen):
-        mine = tokenize(docs[process::2], tokenizer).tokens
-        assert ids[: len(mine)].tolist() == mine[: len(ids)].tolist()
+STREAMS = [{}, {"shuffle": False}, {"weights": [2, 1]}]
+
+
+@pytest.mark.parametrize("options", STREAMS, ids=str)
+def test_a_stream_goes_on_on_another_number_of_processes(docs, tokenizer, options):
+    """Batch k holds the same rows whoever reads them and however often the number changes."""
+    options = {"streaming": True} | options
+    whole = take(make(docs, tokenizer, **options), 12)
+    states, done = None, 0
+    for processes, steps in ((1, 2), (4, 3), (2, 3), (4, 1), (1, 3)):
+        parts = [
+            make(docs, tokenizer, process_index=p, process_count=processes, **options)
+            for p in range(processes)
+        ]
+        if states:
+            for part in parts:
+                part.set_state(part.join_states(states))
+        read = [take(part, steps) for part in parts]
+        joined = [
+            {key: np.concatenate([batch[key] for batch in step]) for key in step[0]}
+            for step in zip(*read, strict=True)
+        ]
+        same(joined, whole[done : done + steps])
+        states = [json.loads(json.dumps(part.get_state())) for part in parts]
+        done += steps
+
+
+def test_a_process_reads_the_documents_of_its_own_rows_only(tokenizer):
+    class Counted(list):
+        read = set()
+
+        def __getitem__(self, index):
+            Counted.read.add(index)
+            return super().__getitem__(index)
+
+    docs = Counted([f"number {i} of the documents" for i in range(400)])
+    seen = []
+    for process in range(2):
+        Counted.read = set()
+        options = {"process_index": process, "process_count": 2, "prefetch": 0}
+        take(text_batches([docs], tokenizer, batch_size=4, sequence_length=8, streaming=True,
+                          **options), 10)  # fmt: skip
+        seen.append(Counted.read)
+    assert min(map(len, seen)) > 5 and not seen[0] & seen[1]
+
+
+def test_the_lanes_of_a_stream_all_see_the_mixture(tokenizer):
+    """Two sources, one document each in turn, and an even number of rows."""
+    batches = text_batches(
+        [["a a a a"] * 50, ["b b b b"] * 50], tokenizer, batch_size=2, sequence_length=64,
+        weights=[1, 1], streaming=True,
+    )  # fmt: skip
+    rows = np.concatenate([b["input_ids"] for b in take(batches, 8)], axis=1)
+    for row in rows:
+        text = tokenizer.decode([i for i in row.tolist() if i > 2])
+        assert text.count("a") > 20 and text.count("b") > 20
 
 
 def tokens_in(batches):
@@ -124,10 +171,15 @@ def test_epochs_hold_every_token(docs, tokenizer, options, epochs):
 
 
 def test_streaming_without_shuffle_is_the_corpus_in_order(docs, tokenizer):
-    batches = make(docs, tokenizer, streaming=True, shuffle=False)
-    in_memory = make(docs, tokenizer, shuffle=False)
-    full = len(tokenize(docs, tokenizer).tokens) // (B * T)
+    batches = make(docs, tokenizer, streaming=True, shuffle=False, batch_size=1)
+    in_memory = make(docs, tokenizer, shuffle=False, batch_size=1)
+    full = len(tokenize(docs, tokenizer).tokens) // T
     same(take(batches, full), take(in_memory, full))
+    lanes = take(make(docs, tokenizer, streaming=True, shuffle=False), 3)
+    for lane in range(B):
+        ids = np.concatenate([batch["input_ids"][lane] for batch in lanes])
+        own = tokenize(docs[lane::B] * 9, tokenizer).tokens
+        assert ids.tolist() == own[: len(ids)].tolist()
 
 
 def test_reshuffled_each_epoch_and_seeded(docs, tokenizer):
@@ -265,8 +317,13 @@ def test_states_that_do_not_belong(docs, tokenizer):
     with pytest.raises(DataError, match="not the state of a text iterator"):
         batches.set_state({"step": 3})
     streamed = make(docs, tokenizer, streaming=True, process_index=0, process_count=2).get_state()
-    with pytest.raises(DataError, match="process_count was 2, is 1"):
+    with pytest.raises(DataError, match="lacks rows 0 to 3; pass the joined states"):
         make(docs, tokenizer, streaming=True).set_state(streamed)
+    last = make(docs, tokenizer, streaming=True, process_index=1, process_count=2).get_state()
+    with pytest.raises(DataError, match="positions of some processes are missing"):
+        make(docs, tokenizer, streaming=True).join_states([last])
+    with pytest.raises(DataError, match="an older stream, without lanes"):
+        make(docs, tokenizer, streaming=True).set_state({**streamed, "position": {"next": 3}})
     finite = make(docs, tokenizer, epochs=1)
     with pytest.raises(DataError, match="cannot resume the data: .*out of range"):
         finite.set_state({**finite.get_state(), "position": {"next_index": 10**6}})
