@@ -23,7 +23,7 @@ class Mask:
       valid: bool [B, ≥ S], which key slots hold a token (padding and empty cache slots do not).
       segments: (i32 [B, T], i32 [B, S]) segment ids of queries and keys; only equal ones meet.
       prefix: i32 [B], the number of leading slots that every query sees (prefix LM).
-      slots: i32 [T], the slot of each query and key, where they do not stand in order
+      slots: i32 [1, T], the slot of each query and key, where they do not stand in order
         (`fmjax.nn.sequence`); without a cache, T = S.
       virtual: P, keys of no token that come before slot 0. Queries of all segments see them, as
         far as the window reaches: for every text as if they stood right before its first token.
@@ -56,7 +56,7 @@ class Mask:
         k_1S = jnp.arange(keys)[None, :] - self.virtual
         if self.slots is not None:
             virtual = jnp.arange(-self.virtual, 0, dtype=jnp.int32)
-            q_T1, k_1S = self.slots[:, None], jnp.concatenate([virtual, self.slots])[None]
+            q_T1, k_1S = self.slots[0, :, None], jnp.concatenate([virtual[None], self.slots], 1)
         allowed: jax.Array | None = None
         if self.causal:
             allowed = (k_1S <= q_T1)[None]

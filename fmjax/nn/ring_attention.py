@@ -73,8 +73,8 @@ def ring_attention(
     G = k_BGTK.shape[1]
     groups = math.lcm(G, math.prod(mesh.shape[a] for a in _names(heads)))
     k, v = (jnp.repeat(x, groups // G, axis=1) for x in (k_BGTK, v_BGTK))
-    slots = jnp.arange(T, dtype=jnp.int32) if mask.slots is None else mask.slots
-    carried = Carried(slots[None], *_segments(mask, B, T))
+    slots = jnp.arange(T, dtype=jnp.int32)[None] if mask.slots is None else mask.slots
+    carried = Carried(slots, *_segments(mask, B, T))
     window = None if mask.window is None else jnp.asarray(mask.window, jnp.int32)
     size = ring_block.tile_size(T // sequence.parts(mesh, axes), tile)
     rule = Rule(window, mask.prefix, mask.causal, mask.shared, softcap, size)

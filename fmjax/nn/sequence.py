@@ -42,7 +42,7 @@ def parts(mesh: Mesh, axes: tuple[str, ...]) -> int:
 
 
 def balanced_slots(mask: Mask, tokens: int, cached: bool) -> np.ndarray | None:
-    """i32 [T], the slot of each token in zigzag order; None where the order stays as it is.
+    """i32 [1, T], the slot of each token in zigzag order; None where the order stays as it is.
 
     It stays where the sequence is not split, where keys come from a cache, where queries see both
     sides (all have the same work) and where T is not a multiple of 2n.
@@ -55,7 +55,7 @@ def balanced_slots(mask: Mask, tokens: int, cached: bool) -> np.ndarray | None:
         return None
     chunks = np.arange(tokens, dtype=np.int32).reshape(2 * n, -1)
     order = np.stack([np.arange(n), 2 * n - 1 - np.arange(n)], 1).reshape(-1)
-    return chunks[order].reshape(-1)
+    return chunks[order].reshape(1, -1)
 
 
 def zigzag(x: jax.Array, inverse: bool = False) -> jax.Array:

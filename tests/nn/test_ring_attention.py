@@ -130,7 +130,7 @@ def test_zigzag_is_what_slots_say_and_goes_back(context):
                      DEFAULT_RULES):  # fmt: skip
         slots = sequence.balanced_slots(Mask(), 32, cached=False)
         y = sequence.zigzag(x)
-        np.testing.assert_array_equal(y, x[:, slots])
+        np.testing.assert_array_equal(y, x[:, slots[0]])
         np.testing.assert_array_equal(sequence.zigzag(y, inverse=True), x)
 
 
