@@ -64,6 +64,15 @@ def label(case: tuple) -> str:
     return "-".join((name, rules, *(f"{axis}{n}" for axis, n in sizes.items())))
 
 
+# Quick to compile, slow to run, for programs that run once: a fifth of the time.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(monkeypatch) -> None:
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICK))
+
+
 @functools.cache
 def model_of(name: str):
     """Module, abstract variables and their values."""
