@@ -7,7 +7,6 @@ itself: the momentum of a first step is the mean gradient, and lies where an opt
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -105,7 +104,7 @@ def gradients(name: str, trainable: str, mesh=None, rules=None):
         trainable=[(".*lora_scale", False), (trainable, True), (".*", False)],
         clip_norm=None,
     )
-    state = step.init(jax.tree.map(jnp.asarray, values), jax.random.key(0))
+    state = step.init(values, jax.random.key(0))
     state, metrics = step(state, batch)
     return float(metrics["loss"]), state
 
