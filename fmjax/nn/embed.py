@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fmjax.core.execution import Execution
 from fmjax.nn import ports, prompt_port
+from fmjax.nn.lookup import lookup
 from fmjax.nn.param import param
 
 HEAD = "attend"
@@ -45,8 +46,8 @@ class Embed(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids i32[...] → [..., features]. An id outside the table gives NaN, never a wrong row."""
-        y = jnp.take(self.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
-        y = ports.low_rank_embedding(self, ids, y.astype(self.execution.dtype), self.embedding)
+        y = lookup(self.embedding, ids, self.axes, self.execution.dtype)
+        y = ports.low_rank_embedding(self, ids, y, self.embedding)
         y = y if self.scale is None else y * jnp.asarray(self.scale, y.dtype)
         return prompt_port.vectors(self, ids, y)
 

@@ -1,10 +1,12 @@
 """Device meshes with the axes that the rule lists speak of."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from fmjax.core.errors import ShardingError
@@ -20,6 +22,7 @@ def make_mesh(
     expert: int = 1,
     stage: int = 1,
     devices: Sequence[jax.Device] | None = None,
+    dcn: Mapping[str, int] | None = None,
 ) -> Mesh:
     """A mesh over all devices.
 
@@ -32,9 +35,13 @@ def make_mesh(
       stage: shards of the layers, which the batch passes through in turn. The outermost axis: it
         sends least.
       devices: default `jax.devices()`.
+      dcn: how many parts of which axes lie in different slices (or, where devices know no slices,
+        different processes), between which the network is slow: {"data": 2} for two slices. A part
+        of the axis' size above, not a factor beside it. Default: all slices on `data` or, where
+        that does not divide by their number, on `fsdp`.
 
     Raises:
-      ShardingError: sizes whose product is not the number of devices.
+      ShardingError: sizes whose product is not the number of devices, or that do not fit slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = dict(zip(AXES, (stage, data, fsdp, tensor, context, expert), strict=True))
@@ -50,9 +57,54 @@ def make_mesh(
         raise ShardingError(
             f"mesh {asked} does not divide {have}; choose sizes whose product is {len(devices)}"
         )
+    return Mesh(_arranged(devices, sizes, dcn), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slice_count(devices: Sequence[Any]) -> int:
+    """Slices (of a TPU pod, or domains of NVLink) that the devices belong to; 1 where unknown."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def _arranged(
+    devices: list[Any], sizes: Mapping[str, int], dcn: Mapping[str, int] | None
+) -> np.ndarray:
+    """The devices in the mesh's shape, neighbours on inner axes close in the network."""
+    slices = slice_count(devices)
+    across = dict(dcn or {})
+    if dcn is None and slices > 1:
+        fitting = [axis for axis in ("data", "fsdp") if sizes[axis] % slices == 0]
+        if not fitting:
+            raise ShardingError(
+                f"the devices are {slices} slices, and neither data={sizes['data']} nor "
+                f"fsdp={sizes['fsdp']} divides by that; say which axes cross slices, as in "
+                f"dcn={{'tensor': {slices}}}"
+            )
+        across = {fitting[0]: slices}
+    parts = math.prod(across.values())
+    for axis, n in across.items():
+        if axis not in sizes:
+            raise ShardingError(f"dcn={across}: no axis {axis!r}; there are {', '.join(sizes)}")
+        if n < 1 or sizes[axis] % n:
+            raise ShardingError(f"dcn={across}: {axis}={sizes[axis]} does not divide by {n}")
     shape = tuple(sizes.values())
-    types = (AxisType.Auto,) * len(AXES)
-    if devices == list(jax.devices()) and devices[0].platform != "cpu":
-        # Orders the devices by the interconnect's topology.
-        return jax.make_mesh(shape, AXES, axis_types=types)
-    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=types)
+    if parts == 1 and slices == 1:
+        try:
+            return mesh_utils.create_device_mesh(
+                shape, devices, allow_split_physical_axes=devices[0].platform != "cpu"
+            )
+        except AssertionError:  # some of a TPU's chips, which are no box: no torus to follow
+            return np.asarray(devices, object).reshape(shape)
+    by_process = slices == 1
+    groups = len({d.process_index for d in devices}) if by_process else slices
+    if parts != groups:
+        raise ShardingError(
+            f"dcn={across} makes {parts} parts, but the devices are {groups} "
+            f"{'processes' if by_process else 'slices'}; use sizes whose product is {groups}"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        tuple(n // across.get(axis, 1) for axis, n in sizes.items()),
+        tuple(across.get(axis, 1) for axis in sizes),
+        devices,
+        process_is_granule=by_process,
+        allow_split_physical_axes=devices[0].platform != "cpu",
+    )
