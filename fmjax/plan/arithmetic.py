@@ -1,6 +1,6 @@
 """FLOPs of a traced program: its matrix products, counted with every round of every scan.
 
-A product of [m, k] and [k, n] is 2·m·k·n. What is elementwise does not count: it is bound by memory.
+A product of [m, k] and [k, n] is 2·m·k·n. What is elementwise does not count: memory bounds it.
 Recomputation counts, as it stands in the traced backward pass.
 """
 
@@ -30,7 +30,7 @@ def _equation(eqn: Any) -> float:
         (contracted, _), _ = params["dimension_numbers"]
         k = math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
         return 2.0 * math.prod(eqn.outvars[0].aval.shape) * k
-    if name in ("ragged_dot", "ragged_dot_general"):
+    if name == "ragged_dot_general":
         return _ragged(eqn)
     if name == "conv_general_dilated":
         kernel = eqn.invars[1].aval.shape
@@ -50,10 +50,13 @@ def _equation(eqn: Any) -> float:
 
 
 def _ragged(eqn: Any) -> float:
-    """Each row meets the matrix of its own group: rows · k · n, forward and backward."""
-    lhs, rhs = (v.aval.shape for v in eqn.invars[:2])
-    # [m, k] × [g, k, n], or with the rows contracted [m, k] × [m, n].
-    return 2.0 * math.prod(lhs) * rhs[-1]
+    """Each row meets the matrix of its own group, so that groups cost nothing."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    lhs, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    # Rows that are contracted leave a matrix for each group, in front.
+    groups = out[0] if numbers.lhs_ragged_dimensions[0] in contracted else 1
+    return 2.0 * math.prod(out) * math.prod(lhs[d] for d in contracted) / groups
 
 
 def _kernel(params: Any, body: float) -> float:

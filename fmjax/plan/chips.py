@@ -42,8 +42,8 @@ CHIPS: dict[str, Chip] = {
     for chip in (
         Chip("v4", "tpu", 275e12, 275e12, int(30.75 * GIB), 1228e9, 300e9, _TPU + "v4"),
         Chip("v5e", "tpu", 197e12, 393e12, int(15.75 * GIB), 819e9, 200e9, _TPU + "v5e"),
-        Chip("v5p", "tpu", 459e12, 918e12, int(95.74 * GIB), 2765e9, 600e9, _TPU + "v5p"),
-        Chip("v6e", "tpu", 918e12, 1836e12, int(31.25 * GIB), 1638e9, 400e9, _TPU + "v6e"),
+        Chip("v5p", "tpu", 459e12, 918e12, int(95.73 * GIB), 2765e9, 600e9, _TPU + "v5p"),
+        Chip("v6e", "tpu", 918e12, 1836e12, int(31.24 * GIB), 1638e9, 400e9, _TPU + "v6e"),
         Chip(
             "h100",
             "cuda",

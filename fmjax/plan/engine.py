@@ -12,7 +12,6 @@ import jax
 
 from fmjax.plan import hlo
 from fmjax.plan.arithmetic import matmul_flops
-from fmjax.plan.chips import GIB
 from fmjax.plan.result import Memory, Plan
 from fmjax.plan.roofline import estimate
 from fmjax.plan.topology import Topology
@@ -83,6 +82,7 @@ def plan_traced(
     held = {"weights": device_bytes(weights), "optimizer": device_bytes(optimizer)}
     common = {
         "topology": topology.text,
+        "chip": chip.name,
         "devices": mesh.size,
         "mesh": {axis: n for axis, n in mesh.shape.items() if n > 1},
         "settings": dict(settings or {}),
@@ -159,7 +159,9 @@ def _too_large(used: int, held: Mapping[str, int], common: Mapping[str, Any]) ->
     )
 
 
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_USED = re.compile(
+    r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm|\(([\d.]+)([KMGT]?)\) exceeds available HBM"
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -175,7 +177,8 @@ def _compile(lowered: Any, platform: str) -> tuple[Any, str, int]:
         except jax.errors.JaxRuntimeError as e:
             if (found := _USED.search(str(e))) is None:
                 raise
-            return None, "", int(float(found.group(1)) * _UNITS[found.group(2)])
+            number, unit = (part for part in found.groups() if part is not None)
+            return None, "", int(float(number) * _UNITS[unit])
         if platform != "tpu":
             return compiled, compiled.as_text(), 0
         files = sorted(Path(directory).glob("*after_optimizations.txt"))
@@ -192,6 +195,3 @@ def device_bytes(tree: Any) -> int:
         shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
         total += -(-math.prod(shape) * jax.dtypes.itemsize_bits(x.dtype) // 8)
     return total
-
-
-__all__ = ["GIB", "device_bytes", "plan", "plan_traced"]

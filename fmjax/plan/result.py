@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-GIB = 2**30
+from fmjax.plan.chips import GIB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Plan:
 
     Attributes:
       topology: as it was asked for.
+      chip: its kind.
       devices: chips.
       mesh: sizes of the mesh axes that are larger than 1.
       settings: what was planned: model, method, batch and the like.
@@ -59,6 +60,7 @@ class Plan:
     """
 
     topology: str
+    chip: str
     devices: int
     mesh: Mapping[str, int]
     settings: Mapping[str, Any]
@@ -107,7 +109,7 @@ class Plan:
     def _head(self) -> str:
         axes = " × ".join(f"{axis} {n}" for axis, n in self.mesh.items()) or "one device"
         said = ", ".join(f"{name} {value}" for name, value in self.settings.items() if value != "")
-        return f"{self.topology}: {self.devices} × chip, {axes}; {said}"
+        return f"{self.topology}: {self.devices} × {self.chip}, {axes}; {said}"
 
     def _memory(self) -> list[str]:
         verdict = "fits" if self.fits else "DOES NOT FIT"

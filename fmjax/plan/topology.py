@@ -28,6 +28,9 @@ _DIMENSIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
 # A host of these has four chips, and nothing smaller can be described: one chip is its first.
 _HOST = "2x2x1"
 
+# The two cores of a v4 work as one device, as they do for everyone unless told otherwise.
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
+
 INSTALL = {"tpu": "pip install libtpu", "cuda": 'pip install "jax[cuda12]"'}
 
 
@@ -108,7 +111,9 @@ def describe(topology: Topology) -> list[Any]:
 
     name = f"{topology.chip.name}:{topology.grid}"
     try:
-        found = topologies.get_topology_desc(name, platform=platform).devices
+        found = topologies.get_topology_desc(
+            name, platform=platform, **_OPTIONS.get(topology.chip.name, {})
+        ).devices
     except Exception as e:  # the plugins raise their own kinds
         raise ConfigError(
             f"--topology {topology.text}: the {platform.upper()} compiler does not describe it "

@@ -100,7 +100,7 @@ UNSTATED = """HloModule jit_f, is_scheduled=true, num_partitions=4
   %one = s32[]{:T(128)} constant(1)
   %next = s32[]{:T(128)} add(%i, %one)
   %x = f32[8,16]{1,0:T(8,128)} get-tuple-element(%p), index=1
-  %sum = f32[8,16]{1,0:T(8,128)} all-reduce(%x), replica_groups=mesh['a'=2,'b'=2] {'b'}, to_apply=%add
+  %sum = f32[8,16]{1,0:T(8,128)} all-reduce(%x), replica_groups=mesh['a'=2,'b'=2] {'b'}
   ROOT %out = (s32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) tuple(%next, %sum)
 }
 
