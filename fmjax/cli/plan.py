@@ -32,6 +32,8 @@ class PlanStep:
       unpacked: Rows hold one document each; packed rows, which are the default, hold several.
       override: Changes of the architecture, such as num_hidden_layers=8.
       json: File to write all figures to.
+      search: Try meshes, rule lists, less recomputation and other batches, and rank what fits by
+        estimated speed. Each takes a compilation.
     """
 
     model: str
@@ -50,13 +52,16 @@ class PlanStep:
     unpacked: bool = False
     override: tuple[str, ...] = ()
     json: Path | None = None
+    search: bool = False
 
     def run(self) -> None:
         from fmjax.plan.environment import prepare
 
         prepare()
+        from fmjax.plan.result import write
+        from fmjax.plan.search import to_json
         from fmjax.recipes.options import Adaptation, Optimization
-        from fmjax.recipes.plan import Case, plan_case
+        from fmjax.recipes.plan import Case, plan_case, search_cases
 
         case = Case(
             self.model,
@@ -77,8 +82,16 @@ class PlanStep:
             not self.unpacked,
             self.override,
         )
-        result = plan_case(case)
-        print(result)
+        if self.search:
+            ranked = search_cases(case, lambda tried: print(tried.line(), flush=True))
+            best = ranked[0]
+            print("\nbest first:", *(f"  {tried.line()}" for tried in ranked), sep="\n")
+            print(f"\n{best.plan}" if best.fits else "\nnothing fits; take more chips")
+            text = to_json(ranked)
+        else:
+            result = plan_case(case)
+            print(result)
+            text = result.to_json()
         if self.json is not None:
-            result.write(self.json)
+            write(self.json, text)
             print(f"figures: {self.json}")

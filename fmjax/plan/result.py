@@ -90,12 +90,6 @@ class Plan:
         """All fields, sizes in bytes and times in seconds."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
-    def write(self, file: str | Path) -> None:
-        """Writes the JSON whole or not at all."""
-        part = Path(f"{file}.part")
-        part.write_text(self.to_json(), encoding="utf-8")
-        os.replace(part, file)
-
     def __str__(self) -> str:
         lines = [self._head(), *self._memory()]
         if self.seconds is not None:
@@ -132,8 +126,8 @@ class Plan:
     def _traffic(self) -> list[str]:
         kinds = ", ".join(f"{kind} {gib(n)}" for kind, n in self.collective_bytes.items())
         return [
-            f"matmul        {self.flops_per_device / 1e12:,.1f} TFLOP "
-            f"(the model needs {self.model_flops_per_device / 1e12:,.1f})",
+            f"matmul        {self.flops_per_device / 1e12:,.4g} TFLOP "
+            f"(the model needs {self.model_flops_per_device / 1e12:,.4g})",
             f"HBM traffic   {gib(self.hbm_traffic_bytes_per_device)}",
             f"interconnect  {kinds or 'nothing'}",
         ]
@@ -149,8 +143,17 @@ class Plan:
         ]
 
 
+def write(file: str | Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = Path(f"{file}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
+
+
 def gib(nbytes: float) -> str:
-    """1.5 GiB."""
+    """1.50 GiB, or 23.4 MiB."""
+    if nbytes < GIB / 10:
+        return f"{nbytes / 2**20:.1f} MiB" if nbytes else "0"
     return f"{nbytes / GIB:.2f} GiB"
 
 

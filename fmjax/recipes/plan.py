@@ -1,7 +1,7 @@
 """The steps that `fmjax plan` compiles: real ones, of abstract arrays."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from fmjax.core.errors import ConfigError
 from fmjax.core.params import ParamSpec
 from fmjax.models.config import ModelConfig
 from fmjax.objectives import MaskedLM
-from fmjax.plan import Plan, Topology, describe, parse, plan
+from fmjax.plan import Plan, describe, parse, plan
+from fmjax.plan.search import Tried, search
 from fmjax.quantization import packed_paths
 from fmjax.recipes.adaptation import Adapted, adapter_spec
 from fmjax.recipes.measure import check_length
@@ -106,7 +107,24 @@ def plan_case(case: Case, devices: list[Any] | None = None) -> Plan:
         model_flops=flops * case.batch * case.seq,
         settings=case.settings(),
     )
-    return result if result.fits else dataclasses.replace(result, advice=advice(case, topology))
+    return result if result.fits else dataclasses.replace(result, advice=advice(case, result))
+
+
+def search_cases(case: Case, report: Callable[[Tried], None]) -> list[Tried]:
+    """Plans the case in other layouts, with other recomputation and batches; see `plan_search`.
+
+    Args:
+      case: to start from.
+      report: is told of each as it is done.
+
+    Raises:
+      FmjaxError: settings that cannot be used in any layout.
+    """
+    from fmjax.recipes.plan_search import groups
+
+    topology = parse(case.topology)
+    devices = describe(topology)
+    return search(groups(case, topology), lambda one: plan_case(one, devices), report)
 
 
 def config_of(case: Case) -> ModelConfig:
@@ -213,23 +231,31 @@ def abstract_batch(case: Case, config: ModelConfig) -> Mapping[str, jax.ShapeDty
     return dict.fromkeys(names, jax.ShapeDtypeStruct((case.batch, case.seq), np.int32))
 
 
-def advice(case: Case, topology: Topology) -> tuple[str, ...]:
-    """What would make a step smaller, the cheapest first."""
-    a, found = case.adaptation, []
+def advice(case: Case, result: Plan) -> tuple[str, ...]:
+    """What would make a step smaller, the cheapest first.
+
+    Args:
+      case: that does not fit.
+      result: its plan.
+    """
+    a, chips, parts = case.adaptation, result.devices, case.optimization.accumulate
+    held = result.memory.weights + result.memory.optimizer
+    crowded = held > result.hbm_limit_bytes / 2
+    found = []
     if case.remat != "full":
         found.append("--remat full: keep only the layers' inputs, for a third more arithmetic")
-    if case.batch > topology.count:
-        found.append(f"--batch {max(case.batch // 2, topology.count)}: fewer rows at once")
-        if case.batch // topology.count >= 2 * case.optimization.accumulate:
-            parts = 2 * case.optimization.accumulate
-            found.append(f"--accumulate {parts}: the same batch in {parts} parts")
-    if a.method == "full" and a.moments == "float32":
-        found.append("--moments bfloat16, or int8: smaller optimizer state")
-    if a.method == "full":
-        found.append("--method lora: train little beside frozen weights")
-    elif a.precision == "none":
-        found.append("--method qlora: frozen weights in 4 bits")
-    if case.seq > 1024:
+    if case.batch >= 2 * chips * parts:
+        found.append(f"--accumulate {2 * parts}: the same batch in {2 * parts} parts")
+        found.append(f"--batch {case.batch // 2}: fewer rows")
+    elif case.seq > 1024:
         found.append(f"--seq {case.seq // 2}: shorter rows")
+    if crowded and a.method == "full" and a.moments == "float32":
+        found.append("--moments bfloat16, or int8: smaller optimizer state")
+    if crowded and a.method == "full":
+        found.append("--method lora: train little beside frozen weights")
+    elif crowded and a.precision == "none":
+        found.append("--method qlora: frozen weights in 4 bits")
+    if chips > 1 and case.rules.startswith("ddp"):
+        found.append("--rules fsdp_tensor: split weights and optimizer state over the chips")
     found.append("--topology: more chips, or chips with more memory")
     return tuple(found)

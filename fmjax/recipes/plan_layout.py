@@ -25,7 +25,7 @@ def mesh_of(text: str, devices: list[Any]) -> jax.sharding.Mesh:
         if not size.removeprefix("-").isdecimal():
             raise ShardingError(f"--mesh {text}: write axis=number, as in fsdp=8,tensor=2")
         sizes[axis] = int(size)
-    if -1 not in sizes.values() and "fsdp" not in sizes:
+    if -1 not in sizes.values() and not {"data", "fsdp"} & set(sizes):
         sizes["fsdp"] = -1
     return make_mesh(**{"data": 1, **sizes}, devices=devices)
 

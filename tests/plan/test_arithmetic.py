@@ -91,12 +91,14 @@ def test_kernels_count_what_they_state_or_their_grid(stated: int | None) -> None
     fn = pl.pallas_call(
         kernel,
         grid=(4,),
-        in_specs=[pl.BlockSpec((8, 16), lambda i: (i, 0)), pl.BlockSpec((16, 16), lambda i: (0, 0))],
+        in_specs=[
+            pl.BlockSpec((8, 16), lambda i: (i, 0)),
+            pl.BlockSpec((16, 16), lambda i: (0, 0)),
+        ],
         out_specs=pl.BlockSpec((8, 16), lambda i: (i, 0)),
         out_shape=jax.ShapeDtypeStruct((32, 16), jnp.float32),
         interpret=True,
-        cost_estimate=stated
-        and pl.CostEstimate(flops=stated, transcendentals=0, bytes_accessed=0),
+        cost_estimate=stated and pl.CostEstimate(flops=stated, transcendentals=0, bytes_accessed=0),
     )
     assert flops(fn, (32, 16), (16, 16)) == (stated or 2 * 32 * 16 * 16)
 
