@@ -14,6 +14,7 @@ from fmjax.core.errors import ConfigError
 from fmjax.core.params import ParamSpec
 from fmjax.models.config import ModelConfig
 from fmjax.objectives import MaskedLM
+from fmjax.parallel import parse_rules
 from fmjax.plan import Plan, describe, parse, plan
 from fmjax.plan.search import Tried, search
 from fmjax.quantization import packed_paths
@@ -22,7 +23,7 @@ from fmjax.recipes.measure import check_length
 from fmjax.recipes.models import CAUSAL, architecture
 from fmjax.recipes.objective import choose, is_masked
 from fmjax.recipes.options import Adaptation, Masking, Optimization
-from fmjax.recipes.plan_layout import mesh_of, rules_of
+from fmjax.recipes.plan_layout import mesh_of
 from fmjax.recipes.training import schedule
 from fmjax.train import Step, make_step
 from fmjax.train.flops import matmul_params, train_flops_per_token
@@ -178,7 +179,7 @@ def build(
             weight_decay=optimization.weight_decay,
         ),
         mesh=mesh,
-        rules=rules_of(case.rules),
+        rules=parse_rules(case.rules),
         trainable=adapted.trainable,
         accumulate=optimization.accumulate,
         clip_norm=optimization.clip_norm or None,
