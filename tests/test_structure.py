@@ -23,6 +23,7 @@ ALLOWED = {
     "train": {"core", "parallel"},
     "generate": {"core", "nn"},
     "evals": {"core", "data", "generate"},
+    "plan": {"core"},
     "report": set(),
 }
 FORBIDDEN = {"torch", "transformers", "tensorflow", "peft", "bitsandbytes", "diffusers", "pickle"}

@@ -32,6 +32,7 @@ COMMANDS = {
     "merge": "fmjax.cli.merge:Merge",
     "extract": "fmjax.cli.extract:Extract",
     "convert": "fmjax.cli.convert:Convert",
+    "plan": "fmjax.cli.plan:PlanStep",
     "doctor": "fmjax.cli.doctor:Doctor",
 }
 

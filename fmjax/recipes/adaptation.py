@@ -194,18 +194,30 @@ def open_adapted(
         return Adapted(model, variables, None, adaptation)
     task = override is not None
     heads = head_modules(model) if task and override["head"] else ()
-    spec = _spec(adaptation, model, heads, task, tokenizer)
+    spec = adapter_spec(adaptation, model, heads, task, tokenizer)
     variables["adapter"] = peft.init(jax.random.key(seed + 2), spec, model, params)
     return Adapted(model, variables, spec, adaptation)
 
 
-def _spec(
+def adapter_spec(
     adaptation: Adaptation,
     model: nn.Module,
-    heads: tuple[str, ...],
-    task: bool,
-    tokenizer: Tokenizer | None,
+    heads: tuple[str, ...] = (),
+    task: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> Any:
+    """The spec of the method's adapter.
+
+    Args:
+      adaptation: the method and its settings.
+      model: what it goes on.
+      heads: modules that are trained whole.
+      task: whether the head is a task's, which decides where low-rank matrices go by default.
+      tokenizer: for a prompt that starts from text.
+
+    Raises:
+      ConfigError: a method without an adapter, or a prompt text without tokens.
+    """
     a, tokens = adaptation, adaptation.virtual_tokens
     match a.method:
         case "lora" | "rslora" | "dora" | "qlora":

@@ -83,12 +83,17 @@ def resolve(
 
 
 def architecture(model: str, override: Sequence[str] = ()) -> ModelConfig:
-    """A published size with changes, as `resolve` but without a tokenizer.
+    """What `--model` names, with changes, as `resolve` but without tokenizer and weights.
 
     Raises:
       ConfigError: an unknown name or field.
     """
-    return _changed(_published(model), parse_override(override))
+    path = Path(model)
+    if path.is_dir():
+        raw = read_config(path)
+    else:
+        raw = _read(path) if path.suffix == ".json" else _published(model)
+    return _changed(raw, parse_override(override))
 
 
 def resolve_directory(

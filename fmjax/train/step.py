@@ -163,6 +163,11 @@ class Step:
             step, tree.combine(trained, frozen), opt_state, extra, state.rng, skipped
         ), metrics
 
+    def trace(self, state: TrainState, batch: Batch) -> jax.stages.Traced:
+        """The step traced, for its jaxpr; arguments as of `lower`."""
+        update, arguments, _ = self._prepare(state, batch)
+        return update.trace(*arguments)
+
     def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
         """The step traced and lowered, for `.compile()`, its memory and its cost.
 
@@ -170,8 +175,7 @@ class Step:
           state: a state, or `abstract_state(…)`.
           batch: arrays, or `ShapeDtypeStruct`s of the global batch.
         """
-        update, arguments, _ = self._prepare(state, batch)
-        return update.lower(*arguments)
+        return self.trace(state, batch).lower()
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
         """{name: (sum, weight)} of the objective on one batch, without dropout and gradient."""

@@ -1,0 +1,197 @@
+"""One step, compiled for devices that are not there, and what it takes."""
+
+import math
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fmjax.plan import hlo
+from fmjax.plan.arithmetic import matmul_flops
+from fmjax.plan.result import Memory, Plan
+from fmjax.plan.roofline import estimate
+from fmjax.plan.topology import Topology
+from fmjax.plan.traffic import saved_activations, tally
+
+HOST = ("pinned_host", "unpinned_host")
+
+
+def plan(
+    step: Any,
+    state: Any,
+    batch: Mapping[str, Any],
+    *,
+    topology: Topology,
+    model_flops: float,
+    settings: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Plans a training step; nothing is allocated.
+
+    Args:
+      step: from `fmjax.train.make_step`, on a mesh of the topology's devices.
+      state: `step.abstract_state(…)`.
+      batch: `ShapeDtypeStruct`s [B, …] of the global batch.
+      topology: what the mesh is of.
+      model_flops: that the model needs for the batch on all devices, for the utilisation.
+      settings: what the result calls it.
+    """
+    tokens = math.prod(next(iter(batch.values())).shape)
+    return plan_traced(
+        lambda: step.trace(state, batch),
+        topology=topology,
+        mesh=step.mesh,
+        weights=state.variables,
+        optimizer=state.opt_state,
+        tokens=tokens,
+        model_flops=model_flops,
+        settings=settings,
+    )
+
+
+def plan_traced(
+    trace: Any,
+    *,
+    topology: Topology,
+    mesh: jax.sharding.Mesh,
+    weights: Any,
+    optimizer: Any = None,
+    tokens: int,
+    model_flops: float,
+    settings: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Plans whatever can be traced: a step of training, of decoding, of anything else.
+
+    Args:
+      trace: () → `jax.stages.Traced`, of a function of abstract arrays on the mesh.
+      topology: what the mesh is of.
+      mesh: its devices.
+      weights, optimizer: trees of `ShapeDtypeStruct`s with shardings, among its arguments.
+      tokens: that it processes, on all devices.
+      model_flops: that the model needs for them.
+      settings: what the result calls it.
+    """
+    start, chip = time.monotonic(), topology.chip
+    traced = trace()
+    flops = matmul_flops(traced.jaxpr) / mesh.size
+    compiled, text, used = _compile(traced.lower(), chip.platform)
+    seconds = time.monotonic() - start
+    held = {"weights": device_bytes(weights), "optimizer": device_bytes(optimizer)}
+    common = {
+        "topology": topology.text,
+        "chip": chip.name,
+        "devices": mesh.size,
+        "mesh": {axis: n for axis, n in mesh.shape.items() if n > 1},
+        "settings": dict(settings or {}),
+        "hbm_limit_bytes": chip.hbm,
+        "flops_per_device": flops,
+        "model_flops_per_device": model_flops / mesh.size,
+        "compile_seconds": seconds,
+    }
+    if compiled is None:
+        return _too_large(used, held, common)
+    stats = compiled.memory_analysis()
+    total = (
+        stats.argument_size_in_bytes
+        + stats.temp_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+    )
+    module = hlo.parse(text)
+    moved, saved = tally(module), saved_activations(module)
+    # The rounded-up rest: layouts are padded, so parts may add up to a little more than their sum.
+    rest = max(total - held["weights"] - held["optimizer"] - saved, 0)
+    time_ = estimate(
+        chip, flops, moved.traffic, moved.collectives, common["model_flops_per_device"]
+    )
+    notes = ()
+    if moved.unknown:
+        notes = (f"{moved.unknown} loops of unknown length count once",)
+    fits = total <= chip.hbm
+    return Plan(
+        **common,
+        hbm_bytes_per_device=total,
+        fits=fits,
+        memory=Memory(**held, activations=saved, temporaries=rest),
+        argument_bytes=stats.argument_size_in_bytes,
+        temp_bytes=stats.temp_size_in_bytes,
+        output_bytes=stats.output_size_in_bytes,
+        alias_bytes=stats.alias_size_in_bytes,
+        host_bytes=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
+        hbm_traffic_bytes_per_device=moved.traffic,
+        collective_bytes=dict(sorted(moved.collectives.items())),
+        seconds=dict(time_.terms),
+        estimated_step_seconds=time_.seconds,
+        bound_by=time_.bound_by,
+        model_flops_utilisation=time_.utilisation,
+        tokens_per_second=tokens / time_.seconds,
+        notes=notes,
+    )
+
+
+def _too_large(used: int, held: Mapping[str, int], common: Mapping[str, Any]) -> Plan:
+    """Of a program that the compiler finds no room for: it says how much it would take."""
+    unknown = (
+        "argument_bytes",
+        "temp_bytes",
+        "output_bytes",
+        "alias_bytes",
+        "hbm_traffic_bytes_per_device",
+        "collective_bytes",
+        "seconds",
+        "estimated_step_seconds",
+        "bound_by",
+        "model_flops_utilisation",
+        "tokens_per_second",
+    )
+    rest = max(used - sum(held.values()), 0)
+    return Plan(
+        **common,
+        **dict.fromkeys(unknown),
+        hbm_bytes_per_device=used,
+        fits=False,
+        memory=Memory(**held, activations=0, temporaries=rest),
+        host_bytes=0,
+        notes=("the compiler stopped for lack of memory; temporaries include activations",),
+    )
+
+
+_USED = re.compile(
+    r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm|\(([\d.]+)([KMGT]?)\) exceeds available HBM"
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _compile(lowered: Any, platform: str) -> tuple[Any, str, int]:
+    """(the program, its optimised HLO, 0), or (None, "", bytes used) where it does not fit."""
+    with tempfile.TemporaryDirectory(prefix="fmjax-plan-") as directory:
+        options = None
+        if platform == "tpu":
+            # libtpu's HLO can be newer than what jaxlib reads; so libtpu prints it itself.
+            options = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as e:
+            if (found := _USED.search(str(e))) is None:
+                raise
+            number, unit = (part for part in found.groups() if part is not None)
+            return None, "", int(float(number) * _UNITS[unit])
+        if platform != "tpu":
+            return compiled, compiled.as_text(), 0
+        files = sorted(Path(directory).glob("*after_optimizations.txt"))
+        return compiled, files[-1].read_text(), 0
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a tree of sharded `ShapeDtypeStruct`s in the memory of one device."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        sharding = x.sharding
+        if sharding is not None and sharding.memory_kind in HOST:
+            continue
+        shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
+        total += -(-math.prod(shape) * jax.dtypes.itemsize_bits(x.dtype) // 8)
+    return total

@@ -1,0 +1,262 @@
+"""The steps that `fmjax plan` compiles: real ones, of abstract arrays."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import fmjax
+from fmjax import peft, quant
+from fmjax.core import tree
+from fmjax.core.errors import ConfigError
+from fmjax.core.params import ParamSpec
+from fmjax.models.config import ModelConfig
+from fmjax.objectives import MaskedLM
+from fmjax.parallel import parse_rules
+from fmjax.plan import Plan, describe, parse, plan
+from fmjax.plan.search import Tried, search
+from fmjax.quantization import packed_paths
+from fmjax.recipes.adaptation import Adapted, adapter_spec
+from fmjax.recipes.measure import check_length
+from fmjax.recipes.models import CAUSAL, architecture
+from fmjax.recipes.objective import choose, is_masked
+from fmjax.recipes.options import Adaptation, Masking, Optimization
+from fmjax.recipes.plan_layout import mesh_of
+from fmjax.recipes.training import schedule
+from fmjax.train import Step, make_step
+from fmjax.train.flops import matmul_params, train_flops_per_token
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One step to plan.
+
+    Attributes:
+      model: a published size, a config.json or a model directory (of which only the config is
+        read).
+      topology: such as "v5p:2x2x4".
+      batch: B, rows of the global batch.
+      seq: T, tokens of a row.
+      adaptation: the method and its settings.
+      optimization: of which only `accumulate` changes what a step takes.
+      remat, attention: of `fmjax.Execution`.
+      mesh: sizes by axis, such as "fsdp=8,tensor=2"; "" lays all chips on fsdp.
+      rules: a ready list, and pairs in front of it.
+      packed: rows hold several documents, as in pretraining; else one document each.
+      override: "field=value" changes of the architecture.
+    """
+
+    model: str
+    topology: str
+    batch: int
+    seq: int
+    adaptation: Adaptation = Adaptation()
+    optimization: Optimization = Optimization()
+    remat: str = "full"
+    attention: str = "auto"
+    mesh: str = ""
+    rules: str = ""
+    packed: bool = True
+    override: tuple[str, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """What a plan calls it; what is left at its default is left out."""
+        a, o = self.adaptation, self.optimization
+        named = {
+            "model": self.model,
+            "method": a.method,
+            "batch": self.batch,
+            "seq": self.seq,
+            "remat": self.remat,
+            "attention": self.attention,
+            "moments": a.moments,
+            "quantize": "" if a.precision == "none" else a.precision,
+            "rank": a.rank if a.method in ("lora", "rslora", "dora", "qlora") else "",
+            "accumulate": o.accumulate if o.accumulate > 1 else "",
+            "mesh": self.mesh,
+            "rules": self.rules,
+            "override": " ".join(self.override),
+        }
+        return {name: value for name, value in named.items() if value != ""}
+
+
+def plan_case(case: Case, devices: list[Any] | None = None) -> Plan:
+    """Plans a training step; nothing is allocated and no chip is touched.
+
+    Args:
+      case: the step.
+      devices: of its topology, where they have been described already.
+
+    Raises:
+      FmjaxError: settings that cannot be used, or a compiler that is not installed.
+    """
+    topology = parse(case.topology)
+    if case.batch < 1 or case.seq < 1:
+        raise ConfigError(f"--batch {case.batch} and --seq {case.seq} must be at least 1")
+    case.adaptation.check()
+    config = config_of(case)
+    mesh = mesh_of(case.mesh, describe(topology) if devices is None else devices)
+    step, variables, flops = build(case, config, mesh)
+    state = step.abstract_state(variables)
+    result = plan(
+        step,
+        state,
+        abstract_batch(case, config),
+        topology=topology,
+        model_flops=flops * case.batch * case.seq,
+        settings=case.settings(),
+    )
+    return result if result.fits else dataclasses.replace(result, advice=advice(case, result))
+
+
+def search_cases(case: Case, report: Callable[[Tried], None]) -> list[Tried]:
+    """Plans the case in other layouts, with other recomputation and batches; see `plan_search`.
+
+    Args:
+      case: to start from.
+      report: is told of each as it is done.
+
+    Raises:
+      FmjaxError: settings that cannot be used in any layout.
+    """
+    from fmjax.recipes.plan_search import groups
+
+    topology = parse(case.topology)
+    devices = describe(topology)
+    return search(groups(case, topology), lambda one: plan_case(one, devices), report)
+
+
+def config_of(case: Case) -> ModelConfig:
+    """The architecture that `--model` names; rotary positions reach as far as the rows.
+
+    Raises:
+      ConfigError: an unknown name or field, a model that is no language model, or rows longer than
+        its position table.
+    """
+    config = architecture(case.model, case.override)
+    if not is_masked(config) and config.head not in CAUSAL:
+        raise ConfigError(
+            f"--model {case.model} has the head {config.head!r}; steps of language models are "
+            "planned: give a decoder such as llama-7b, or an encoder such as bert-base"
+        )
+    needed = case.seq + case.adaptation.positions
+    if hasattr(config, "rope") and config.max_position_embeddings < needed:
+        config = config.replace(max_position_embeddings=needed)
+    check_length(config, case.seq, case.adaptation.positions)
+    return config
+
+
+def build(
+    case: Case, config: ModelConfig, mesh: jax.sharding.Mesh
+) -> tuple[Step, dict[str, Any], float]:
+    """(the step of a run, its variables as `ParamSpec`s, model FLOPs of a token)."""
+    a = case.adaptation
+    full = a.method == "full"
+    model = fmjax.build(
+        config,
+        dtype="bfloat16",
+        param_dtype="float32" if full else "bfloat16",
+        remat=case.remat,
+        attention=case.attention,
+    )
+    params = abstract_params(model, a.precision)
+    variables, spec = {"params": params}, None
+    if not full:
+        spec = adapter_spec(a, model)
+        variables["adapter"] = peft.abstract(spec, model, "float32")
+    adapted = Adapted(model, variables, spec, a)
+    optimization = case.optimization.completed(is_masked(config))
+    rate = schedule(optimization)
+    step = make_step(
+        adapted.apply,
+        objective_of(config, optimization),
+        adapted.optimizer(
+            rate,
+            b2=optimization.beta2,
+            eps=optimization.epsilon,
+            weight_decay=optimization.weight_decay,
+        ),
+        mesh=mesh,
+        rules=parse_rules(case.rules),
+        trainable=adapted.trainable,
+        accumulate=optimization.accumulate,
+        clip_norm=optimization.clip_norm or None,
+        learning_rate=rate,
+    )
+    base = matmul_params(params, getattr(config, "expert_share", 1.0))
+    flops = train_flops_per_token(
+        base if full else tree.count([s.struct() for s in leaves(variables["adapter"])]),
+        layers=config.num_hidden_layers,
+        attention_width=config.num_attention_heads * config.head_dim,
+        sequence_length=case.seq,
+        causal=not is_masked(config),
+        frozen=0 if full else base,
+    )
+    return step, variables, flops
+
+
+def leaves(specs: Any) -> list[ParamSpec]:
+    """The `ParamSpec`s of an abstract tree."""
+    return jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, ParamSpec))
+
+
+def abstract_params(model: Any, precision: str) -> dict[str, Any]:
+    """The model's parameters as `ParamSpec`s, linear layers packed as accelerators keep them.
+
+    Args:
+      model: the module.
+      precision: "none", "nf4" or "int8".
+    """
+    params = fmjax.abstract_params(model)
+    if precision == "none":
+        return params
+    fmt, paths = quant.parse(precision), set(packed_paths(model))
+    return tree.map_with_path(
+        lambda path, spec: quant.abstract(spec, fmt, storage="uint4") if path in paths else spec,
+        params,
+    )
+
+
+def objective_of(config: ModelConfig, optimization: Optimization) -> Any:
+    """What pretraining minimises; which ids are special does not change what a step takes."""
+    if is_masked(config):
+        return MaskedLM(mask_token_id=0, vocab_size=config.vocab_size, special_ids=())
+    return choose(config, None, Masking(), optimization)
+
+
+def abstract_batch(case: Case, config: ModelConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """Shapes of what a step reads, [B, T] each."""
+    names = ("input_ids", "position_ids", "segment_ids") if case.packed else ("input_ids",)
+    return dict.fromkeys(names, jax.ShapeDtypeStruct((case.batch, case.seq), np.int32))
+
+
+def advice(case: Case, result: Plan) -> tuple[str, ...]:
+    """What would make a step smaller, the cheapest first.
+
+    Args:
+      case: that does not fit.
+      result: its plan.
+    """
+    a, chips, parts = case.adaptation, result.devices, case.optimization.accumulate
+    held = result.memory.weights + result.memory.optimizer
+    crowded = held > result.hbm_limit_bytes / 2
+    found = []
+    if case.remat != "full":
+        found.append("--remat full: keep only the layers' inputs, for a third more arithmetic")
+    if case.batch >= 2 * chips * parts:
+        found.append(f"--accumulate {2 * parts}: the same batch in {2 * parts} parts")
+        found.append(f"--batch {case.batch // 2}: fewer rows")
+    elif case.seq > 1024:
+        found.append(f"--seq {case.seq // 2}: shorter rows")
+    if crowded and a.method == "full" and a.moments == "float32":
+        found.append("--moments bfloat16, or int8: smaller optimizer state")
+    if crowded and a.method == "full":
+        found.append("--method lora: train little beside frozen weights")
+    elif crowded and a.precision == "none":
+        found.append("--method qlora: frozen weights in 4 bits")
+    if chips > 1 and case.rules.startswith("ddp"):
+        found.append("--rules fsdp_tensor: split weights and optimizer state over the chips")
+    found.append("--topology: more chips, or chips with more memory")
+    return tuple(found)
