@@ -11,6 +11,7 @@ import numpy as np
 
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.core.execution import Execution
+from fmjax.core.token_sums import TokenSums
 from fmjax.nn import prefix_port, prompt_port, sequence
 from fmjax.nn.decoder_heads import Decoded, Output, put_head
 from fmjax.nn.masks import Mask
@@ -125,6 +126,7 @@ class DecoderModel(nn.Module):
         cache_index: int | jax.Array | None = None,
         output_hidden_states: bool = False,
         logits_to_keep: int = 0,
+        token_sums: TokenSums | None = None,
         **options: Any,
     ) -> Output:
         """Runs the decoder and the head.
@@ -139,6 +141,7 @@ class DecoderModel(nn.Module):
           output_hidden_states: return every layer's output too.
           logits_to_keep: compute logits of this many last positions only (of a language model);
             0 means all.
+          token_sums: sums over the logits (of a language model) that are wanted in their place.
           **options: of the family's `decode`.
 
         Returns:
@@ -146,8 +149,8 @@ class DecoderModel(nn.Module):
 
         Raises:
           DataError: inputs that do not fit together.
-          ConfigError: logits_to_keep for another head than the language model's, or an adapter
-            that does not fit.
+          ConfigError: logits_to_keep or token_sums for another head than the language model's, or
+            an adapter that does not fit.
         """
         check_expanded(self)
         positions, ctx = decoder_context(
@@ -169,7 +172,9 @@ class DecoderModel(nn.Module):
             decoded = decoded.in_order()
         if prompted:
             decoded = decoded.without(P)
-        return put_head(self, decoded, input_ids, mask, output_hidden_states, logits_to_keep)
+        return put_head(
+            self, decoded, input_ids, mask, output_hidden_states, logits_to_keep, token_sums
+        )
 
     def _after_prompt(
         self, P: int, input_ids: jax.Array, positions: jax.Array, ctx: DecoderContext

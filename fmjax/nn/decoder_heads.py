@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.core.errors import ConfigError
+from fmjax.core.token_sums import TokenSums
 from fmjax.nn import sequence
 from fmjax.nn.dense import Dense
 from fmjax.nn.dropout import dropout
@@ -78,6 +79,7 @@ def put_head(
     mask: Mask,
     output_hidden_states: bool,
     logits_to_keep: int,
+    token_sums: TokenSums | None = None,
 ) -> Output:
     """The head of `model.config`, its modules made inside the model's compact `__call__`.
 
@@ -93,12 +95,19 @@ def put_head(
       mask: of the layers, for what it says of padding.
       output_hidden_states: keep every layer's output.
       logits_to_keep: of this many last positions only; 0 means all.
+      token_sums: sums over the logits of a language model that are wanted in their place.
 
     Raises:
-      ConfigError: logits_to_keep for another head than the language model's.
+      ConfigError: logits_to_keep or token_sums for another head than the language model's, or
+        both.
     """
     cfg, ex, x = model.config, model.execution, decoded.last
     init = nn.initializers.normal(cfg.initializer_range)
+    if token_sums is not None and (cfg.head != "causal-lm" or logits_to_keep):
+        raise ConfigError(
+            f"token_sums is for all positions of head='causal-lm', but this model has head="
+            f"{cfg.head!r} and logits_to_keep={logits_to_keep}; leave one of them out"
+        )
     if logits_to_keep and cfg.head != "causal-lm":
         raise ConfigError(
             f"logits_to_keep={logits_to_keep} is for head='causal-lm', but this model has "
@@ -118,8 +127,10 @@ def put_head(
     match cfg.head:
         case "causal-lm":
             tied = decoded.table if cfg.tie_word_embeddings else None
-            logits = lm_head(x, cfg.vocab_size, tied, init, ex, logits_to_keep, decoded.softcap)
-            return CausalLMOutput(logits, **common)
+            logits, sums = lm_head(
+                x, cfg.vocab_size, tied, init, ex, logits_to_keep, decoded.softcap, token_sums
+            )
+            return CausalLMOutput(logits, **common, token_sums=sums)
         case "sequence-classification":
             pooled = last_token(x, _tokens(mask, input_ids, cfg.pad_token_id))
             return SequenceClassifierOutput(

@@ -13,17 +13,19 @@ class CausalLMOutput:
     """Of a decoder that predicts the next token.
 
     Attributes:
-      logits: f32 [B, T, V].
+      logits: f32 [B, T, V]; None where `token_sums` stand in their place.
       last_hidden_state: [B, T, D], after the final norm.
       hidden_states: on request, L + 1 arrays [B, T, D]: the embeddings, then each layer's output,
         the last one normed.
       router_logits: on request, of a sparse mixture of experts: f32 [B, T, experts] for each layer.
+      token_sums: on request, (loss f32 [], {name: f32 []}), see `fmjax.core.token_sums`.
     """
 
-    logits: jax.Array
+    logits: jax.Array | None
     last_hidden_state: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     router_logits: tuple[jax.Array, ...] | None = None
+    token_sums: tuple[jax.Array, dict[str, jax.Array]] | None = None
 
 
 @flax.struct.dataclass

@@ -1,13 +1,17 @@
 """Next-token prediction."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fmjax.core.errors import ConfigError
+from fmjax.core.token_sums import TokenSums
 from fmjax.objectives.cross_entropy import is_top, nll_and_logsumexp
 from fmjax.objectives.inputs import IGNORE, Batch, Metrics, Stateless
 from fmjax.objectives.router import load_balancing_loss, router_statistics, router_z_loss
@@ -53,6 +57,9 @@ def _shift_left(x: jax.Array, fill: float) -> jax.Array:
 class CausalLM(Stateless):
     """Cross-entropy of the next token, in nats a token, from float32 logits.
 
+    Where the logits would be large, models with a `token_sums` argument (fmjax's decoders) compute
+    them, the loss and its gradient for some tokens at a time: they are never held whole.
+
     Attributes:
       z_loss: adds z_loss · logsumexp², which keeps the logits near zero (arXiv:2204.02311 uses
         1e-4). The reported `loss` stays the plain cross-entropy.
@@ -63,6 +70,8 @@ class CausalLM(Stateless):
       experts_per_token: K of that model. Router losses and statistics are means over the tokens of
         a (micro)batch, so accumulation averages them.
       router_metrics: report `router_statistics` of that model. None: where a router loss is set.
+      chunk: tokens whose logits a device holds at one time; 0 holds all. None: all where they are
+        small (`fmjax.nn.chunked_head.LOGITS`) or the model cannot do otherwise.
     """
 
     z_loss: float = 0.0
@@ -71,6 +80,7 @@ class CausalLM(Stateless):
     router_z_loss: float = 0.0
     experts_per_token: int = 2
     router_metrics: bool | None = None
+    chunk: int | None = None
 
     def loss(
         self,
@@ -92,6 +102,9 @@ class CausalLM(Stateless):
 
         Returns:
           loss_sum f32, weight f32, metrics {name: (sum, weight)}, extra.
+
+        Raises:
+          ConfigError: a negative chunk, or one for a model without `token_sums`.
         """
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         rngs = {} if rng is None else {"rngs": {"dropout": rng}}
@@ -99,17 +112,17 @@ class CausalLM(Stateless):
         watched = balanced if self.router_metrics is None else self.router_metrics
         if balanced or watched:
             inputs["output_router_logits"] = True
-        output = apply(variables, **inputs, **rngs)
-        logits = output.logits
         targets, weights = next_token_targets(batch)
-        nll, logsumexp = nll_and_logsumexp(logits, targets)
-        weight, nll_sum = jnp.sum(weights), jnp.sum(nll * weights)
-        metrics = {"loss": (nll_sum, weight)}
-        loss_sum = nll_sum
-        if self.z_loss:
-            z_sum = self.z_loss * jnp.sum(jnp.square(logsumexp) * weights)
-            metrics["z_loss"] = (z_sum, weight)
-            loss_sum = loss_sum + z_sum
+        counted = self.accuracy or (self.accuracy is None and rng is None)
+        score = partial(self._score, counted)
+        if self._in_parts(apply):
+            inputs["token_sums"] = TokenSums(score, (targets, weights), self.chunk)
+        output = apply(variables, **inputs, **rngs)
+        loss_sum, sums = getattr(output, "token_sums", None) or score(
+            output.logits, targets, weights
+        )
+        weight = jnp.sum(weights)
+        metrics = {name: (value, weight) for name, value in sums.items()}
         if balanced:
             for name, value in self._router_losses(output.router_logits, batch).items():
                 metrics[name] = (value * weight, weight)
@@ -119,9 +132,36 @@ class CausalLM(Stateless):
                 output.router_logits, self.experts_per_token, _token_mask(batch)
             )
             metrics |= {name: (value * weight, weight) for name, value in statistics.items()}
-        if self.accuracy or (self.accuracy is None and rng is None):
-            metrics["accuracy"] = (jnp.sum(is_top(logits, targets) * weights), weight)
         return loss_sum, weight, metrics, extra
+
+    def _score(
+        self, accuracy: bool, logits: jax.Array, targets: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Of some tokens: what is minimised, and what is reported, as sums."""
+        nll, logsumexp = nll_and_logsumexp(logits, targets)
+        loss = jnp.sum(nll * weights)
+        sums = {"loss": loss}
+        if self.z_loss:
+            sums["z_loss"] = self.z_loss * jnp.sum(jnp.square(logsumexp) * weights)
+            loss = loss + sums["z_loss"]
+        if accuracy:
+            sums["accuracy"] = jnp.sum(is_top(logits, targets) * weights)
+        return loss, sums
+
+    def _in_parts(self, apply: Callable[..., Any]) -> bool:
+        """Whether the model is asked for sums in place of logits."""
+        if self.chunk == 0:
+            return False
+        # Of a Linen module `apply` takes anything, and hands it to `__call__`.
+        module = getattr(apply, "__self__", None)
+        known = inspect.signature(apply if module is None else type(module).__call__).parameters
+        able = "token_sums" in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+        if self.chunk is not None and (self.chunk < 0 or not able):
+            raise ConfigError(
+                f"chunk={self.chunk} is for models with a token_sums argument and positive; "
+                "give 0 to hold all logits, or None"
+            )
+        return able
 
     def _router_losses(self, router_logits: Any, batch: Batch) -> dict[str, jax.Array]:
         """Both, times their coefficients; padding does not count."""
