@@ -1,10 +1,13 @@
 """Which query may see which key: causal, sliding window, padding, segments and prefix in one.
 
 A `Mask` is a description. `dense` spells it out as booleans for kernels that want an array;
-kernels that understand windows or segments read the fields. Order goes by slot (the place in the
+kernels that understand windows or segments read the fields, and `sight` is for those that look at
+blocks of queries and keys. Order goes by slot (the place in the
 sequence or in the key–value cache), never by position id, so packed rows whose positions restart
 and left-padded rows stay correct.
 """
+
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -49,31 +52,32 @@ class Mask:
           bool, broadcastable to [B, 1, T, S], True where the query sees the key. None
           where every query sees every key.
         """
-        q_T1 = (jnp.arange(queries) + self.offset)[:, None]
-        k_1S = jnp.arange(keys)[None, :] - self.virtual
-        allowed: jax.Array | None = None
-        if self.causal:
-            allowed = (k_1S <= q_T1)[None]
-        if self.window is not None:
-            near = (q_T1 - k_1S < self.window)[None]
-            if self.virtual or self.shared:
-                begin = self.shared + self._tokens_before(queries)[:, :, None]
-                near_virtual = jnp.where(q_T1 < self.shared, q_T1, begin) - k_1S < self.window
-                near = jnp.where(k_1S < self.shared, near_virtual, near)
-            allowed = _and(allowed, near)
-        if self.prefix is not None and allowed is not None:
-            allowed = allowed | (k_1S[None] < self.prefix[:, None, None])
-        if self.valid is not None:
-            allowed = _and(allowed, self._seen(self.valid[:, None, : keys - self.virtual]))
-        if self.segments is not None:
-            q_BT, k_BS = self.segments
-            own = self._seen(q_BT[:, :, None] == k_BS[:, None, :])
-            allowed = _and(allowed, own | (k_1S < self.shared) if self.shared else own)
+        allowed = self.sight(queries, keys).allowed()
         return None if allowed is None else allowed[:, None]
 
-    def _seen(self, slots: jax.Array) -> jax.Array:
-        """Adds the virtual keys, allowed, before the slots on the last axis."""
-        return jnp.pad(slots, ((0, 0), (0, 0), (self.virtual, 0)), constant_values=True)
+    def sight(self, queries: int, keys: int) -> "Sight":
+        """The same mask, of so many queries and keys, for kernels that look at blocks of them."""
+        T, S, P = queries, keys, self.virtual
+        begin = None
+        if self.window is not None and (P or self.shared):
+            slot = jnp.arange(T)[None] + self.offset
+            begin = jnp.where(slot < self.shared, slot, self.shared + self._tokens_before(T))
+        q_segment, k_segment = self.segments or (None, None)
+        return Sight(
+            q_slot=(jnp.arange(T, dtype=jnp.int32) + self.offset)[None],
+            k_slot=(jnp.arange(S, dtype=jnp.int32) - P)[None],
+            q_segment=q_segment,
+            k_segment=None if k_segment is None else jnp.pad(k_segment, ((0, 0), (P, 0))),
+            # Virtual keys are tokens.
+            valid=None
+            if self.valid is None
+            else jnp.pad(self.valid[:, : S - P], ((0, 0), (P, 0)), constant_values=True),
+            begin=begin,
+            window=self.window,
+            prefix=self.prefix,
+            causal=self.causal,
+            shared=self.shared if P or self.shared else None,
+        )
 
     def _tokens_before(self, queries: int) -> jax.Array:
         """i32 [B or 1, T]: how many tokens of its own text stand before each query."""
@@ -87,6 +91,68 @@ class Mask:
             starts = (segments != jnp.roll(segments, 1, 1)).at[:, 0].set(True)
             before = before - jax.lax.cummax(jnp.where(starts, before, 0), 1)
         return jax.lax.dynamic_slice_in_dim(before, self.offset, queries, 1)
+
+
+@flax.struct.dataclass
+class Sight:
+    """A mask told apart into what is known of each query and of each key.
+
+    Queries and keys may stand in any order: what counts is the slot that each one has, so a
+    device that holds some of a row describes them by their slots. 1 in place of B is all rows.
+
+    Attributes:
+      q_slot: i32 [1 or B, T].
+      k_slot: i32 [1 or B, S]; virtual keys have negative ones.
+      q_segment, k_segment: i32 [B, T] and [B, S], or None.
+      valid: bool [1 or B, S], or None.
+      begin: i32 [1 or B, T], the slot of each query as far as the window over virtual and shared
+        keys goes; None where no such window is.
+      window, prefix, causal: as in `Mask`.
+      shared: keys in slots below it belong to all segments; None: there are no such keys.
+    """
+
+    q_slot: jax.Array
+    k_slot: jax.Array
+    q_segment: jax.Array | None = None
+    k_segment: jax.Array | None = None
+    valid: jax.Array | None = None
+    begin: jax.Array | None = None
+    window: int | jax.Array | None = None
+    prefix: jax.Array | None = None
+    causal: bool = flax.struct.field(pytree_node=False, default=True)
+    shared: int | None = flax.struct.field(pytree_node=False, default=None)
+
+    def allowed(self) -> jax.Array | None:
+        """bool [1 or B, T, S], True where the query sees the key; None where all see all."""
+        q, k = self.q_slot[:, :, None], self.k_slot[:, None, :]
+        allowed: jax.Array | None = None
+        if self.causal:
+            allowed = k <= q
+        if self.window is not None:
+            near = q - k < self.window
+            if self.begin is not None:
+                near = jnp.where(k < self.shared, self.begin[:, :, None] - k < self.window, near)
+            allowed = _and(allowed, near)
+        if self.prefix is not None and allowed is not None:
+            allowed = allowed | (k < self.prefix[:, None, None])
+        if self.valid is not None:
+            allowed = _and(allowed, self.valid[:, None, :])
+        if self.q_segment is not None:
+            own = self.q_segment[:, :, None] == self.k_segment[:, None, :]
+            allowed = _and(allowed, own if self.shared is None else own | (k < self.shared))
+        return allowed
+
+    def queries(self, change: Callable[[jax.Array], jax.Array]) -> "Sight":
+        """With other queries: `change` maps arrays [1 or B, T] of them, a slice for example."""
+        return self._with(change, "q_slot", "q_segment", "begin")
+
+    def keys(self, change: Callable[[jax.Array], jax.Array]) -> "Sight":
+        """With other keys: `change` maps arrays [1 or B, S] of them."""
+        return self._with(change, "k_slot", "k_segment", "valid")
+
+    def _with(self, change: Callable[[jax.Array], jax.Array], *names: str) -> "Sight":
+        fields = {n: getattr(self, n) for n in names}
+        return self.replace(**{n: x if x is None else change(x) for n, x in fields.items()})
 
 
 def _and(a: jax.Array | None, b: jax.Array) -> jax.Array:
