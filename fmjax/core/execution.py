@@ -39,7 +39,7 @@ class Execution:
       scan_layers: one compiled layer body over parameters stacked on a leading `layers` axis.
         False keeps one subtree a layer ("layers_0", …), which decodes faster.
       remat: what the backward pass recomputes, see `fmjax.nn.stack.REMAT`.
-      attention: the kernel, see `fmjax.nn.attention.IMPLEMENTATIONS`.
+      attention: the kernel, see `fmjax.nn.attention_choice`.
       matmul: "default", or "int8" for products of 8-bit integers in dense layers (not in logits,
         routers and experts), see `fmjax.nn.int8_dot`: an approximation, unlike all else here.
 

@@ -89,6 +89,24 @@ def current() -> tuple[Mesh, Rules] | None:
     return _current.get()
 
 
+def device() -> jax.Device:
+    """One of the devices that the program being traced is compiled for.
+
+    The mesh of `use` has them, which may be a topology that is not here; else JAX's default.
+    """
+    current = _current.get()
+    if current is not None:
+        return current[0].devices.flat[0]
+    default = jax.config.jax_default_device
+    return default if isinstance(default, jax.Device) else jax.devices(default)[0]
+
+
+def platform() -> str:
+    """The kind of `device`: "cpu", "gpu" or "tpu"."""
+    name = device().platform
+    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
+
+
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """Fixes the layout of an activation inside `use`; elsewhere returns it as it is."""
     current = _current.get()

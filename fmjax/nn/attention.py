@@ -5,7 +5,7 @@ size. Heads come before time, the layout of attention kernels and of the cache. 
 P virtual keys before the first slot (`fmjax.nn.prefix_port`): S counts them too.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,47 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from fmjax.core.errors import ConfigError
-from fmjax.core.logical import constrain
+from fmjax.core.logical import constrain, platform
 from fmjax.nn import prefix_port
+from fmjax.nn.attention_blockwise import blockwise
+from fmjax.nn.attention_choice import Case, choose
+from fmjax.nn.attention_cudnn import cudnn
+from fmjax.nn.attention_mesh import layout, on_mesh
+from fmjax.nn.attention_xla import xla
 from fmjax.nn.dropout import dropout
 from fmjax.nn.masks import Mask
-
-
-def _xla(
-    q_BHTK: jax.Array,
-    k_BGSK: jax.Array,
-    v_BGSK: jax.Array,
-    mask: Mask,
-    bias: jax.Array | None,
-    scale: float | jax.Array,
-    softcap: float | None,
-    drop: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-    """The reference: scores and probabilities are held whole, softmax is taken in float32."""
-    B, H, T, K = q_BHTK.shape
-    G, S = k_BGSK.shape[1], k_BGSK.shape[2]
-    q = q_BHTK * jnp.asarray(scale, q_BHTK.dtype)
-    # The R = H / G heads of a group meet the same keys. For a single query they stand in the place
-    # of time: with a T of 1 beside them XLA's CPU would transpose the keys first.
-    rows = (H // G,) if T == 1 else (H // G, T)
-    q = q.reshape(B, G, *rows, K)
-    scores = jnp.einsum("bg...k,bgsk->bg...s", q, k_BGSK, preferred_element_type=jnp.float32)
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    if bias is not None:
-        bias = bias[..., :S].reshape(bias.shape[0], G, H // G, -1, S)
-        scores = scores + (bias[:, :, :, 0] if T == 1 else bias)
-    allowed = mask.dense(T, S)
-    if allowed is not None:
-        allowed = allowed if T == 1 else allowed[:, :, None]
-        # The most negative finite number: a row that sees nothing gives a mean, not NaN.
-        scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
-    probs = drop(jax.nn.softmax(scores, axis=-1)).astype(v_BGSK.dtype)
-    return jnp.einsum("bg...s,bgsk->bg...k", probs, v_BGSK).reshape(B, H, T, K)
-
-
-IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"auto": _xla, "xla": _xla}
 
 
 def attention(
@@ -83,18 +51,16 @@ def attention(
       softcap: bound c of the scores, s → c · tanh(s / c) before masking; None leaves them.
       dropout_rate: of the probabilities, active when a "dropout" key is given.
       cache_index: slot of the first new key (see `update_cache`); None works without a cache.
-      implementation: a key of `IMPLEMENTATIONS`.
+      implementation: "xla" (the reference), "blockwise", "splash", "cudnn", or "auto", which takes
+        one of them by `fmjax.nn.attention_choice.choose`.
 
     Returns:
       [B, T, H · K].
 
     Raises:
-      ConfigError: an unknown implementation, or a prefix that does not fit.
+      ConfigError: an implementation that is unknown or cannot do this, or a prefix that does not
+        fit.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ConfigError(
-            f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
-        )
     B, T, H, K = q_BTHK.shape
     prefix_port.note(module, prefix_port.Site(H, k_BSGK.shape[2], K))
     # A single key–value head serves all query heads and is whole on every device.
@@ -114,18 +80,44 @@ def attention(
         k, v = update_cache(module, k, v, cache_index, mask, prefix)
     elif prefix is not None:
         k, v = (prefix_port.join(p, x) for p, x in zip(prefix, (k, v), strict=True))
-    out_BHTK = IMPLEMENTATIONS[implementation](
-        q,
-        k,
-        v,
-        mask,
-        bias,
-        K**-0.5 if scale is None else scale,
-        softcap,
-        lambda p: dropout(module, p, dropout_rate),
+    q = q * jnp.asarray(K**-0.5 if scale is None else scale, q.dtype)
+    active = dropout_rate != 0 and module.has_rng("dropout")
+    _, _, batch_parts, head_parts = layout(B, H)
+    case = Case(
+        batch=B // batch_parts,
+        heads=H // head_parts,
+        queries=T,
+        keys=k.shape[2],
+        head_dim=K,
+        dtype=q.dtype,
+        mask=mask,
+        bias=bias is not None,
+        softcap=softcap is not None,
+        dropout=active,
+        cached=cache_index is not None and not _is_prefill(cache_index),
+        platform=platform(),
     )
-    out = jnp.swapaxes(out_BHTK, 1, 2).reshape(B, T, H * K)
-    return checkpoint_name(constrain(out, ("batch", "seq", "act_heads")), "attention")
+    kernel = choose(implementation, case)
+    if kernel == "xla":
+        drop = partial(dropout, module, rate=dropout_rate)
+        out = xla(q, k, v, mask, bias, softcap, drop)
+    elif kernel == "blockwise":
+        out = on_mesh(partial(blockwise, softcap=softcap), q, k, v, mask, bias)
+    elif kernel == "cudnn":
+        out = on_mesh(lambda q, k, v, mask, bias: cudnn(q, k, v, mask), q, k, v, mask)
+    else:
+        # Pallas is imported by those who use it.
+        from fmjax.nn.attention_splash import splash
+
+        run = partial(splash, softcap=softcap, interpret=case.platform == "cpu")
+        out = on_mesh(lambda q, k, v, mask, bias: run(q, k, v, mask), q, k, v, mask)
+    out = constrain(out, ("batch", "seq", "act_heads"))
+    # The others name what their backward pass needs, of which this is a copy.
+    return checkpoint_name(out, "attention") if kernel in ("xla", "cudnn") else out
+
+
+def _is_prefill(cache_index: int | jax.Array) -> bool:
+    return isinstance(cache_index, int) and cache_index == 0
 
 
 def update_cache(
@@ -150,7 +142,7 @@ def update_cache(
     """
     B, G, T, K = k_BGTK.shape
     P, S = mask.virtual, mask.virtual + mask.valid.shape[1]
-    prefill = isinstance(index, int) and index == 0
+    prefill = _is_prefill(index)
     visible = []
     for i, (name, new) in enumerate((("key", k_BGTK), ("value", v_BGTK))):
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fmjax.nn import attention_blockwise as bw
-from fmjax.nn.attention import _xla
+from fmjax.nn.attention_blocks import visible_blocks
+from fmjax.nn.attention_xla import xla
 from fmjax.nn.masks import Mask
 from fmjax.nn.prompt_port import more_slots
 
@@ -57,12 +58,6 @@ def inputs(mask, groups=2, dtype=jnp.float32):
     return q, k, v, dout
 
 
-def reference(q, k, v, mask, bias=None, softcap=None):
-    B, H, T, K = q.shape
-    out = _xla(q, k, v, mask, bias, 1.0, softcap, lambda p: p)
-    return jnp.swapaxes(out, 1, 2).reshape(B, T, H * K)
-
-
 def compare(mask, bias=None, softcap=None, groups=2, blocks=(8, 16)):
     q, k, v, dout = inputs(mask, groups)
     arrays = (q, k, v) if bias is None else (q, k, v, bias)
@@ -77,7 +72,7 @@ def compare(mask, bias=None, softcap=None, groups=2, blocks=(8, 16)):
     def ours(q, k, v, mask, bias, softcap):
         return bw.blockwise(q, k, v, mask, bias, softcap, blocks)
 
-    (_, expected), wanted = of(reference)(*arrays)
+    (_, expected), wanted = of(xla)(*arrays)
     (_, found), grads = of(ours)(*arrays)
     keep = (dout != 0).any(-1)
     np.testing.assert_allclose(found[keep], expected[keep], rtol=0, atol=1e-5)
@@ -121,8 +116,8 @@ def test_rows_that_see_nothing_are_zero() -> None:
 
 def test_bfloat16_is_as_close_as_the_reference() -> None:
     q, k, v, _ = inputs(Mask(), dtype=jnp.bfloat16)
-    exact = reference(*(x.astype(jnp.float32) for x in (q, k, v)), Mask())
-    ours, theirs = bw.blockwise(q, k, v, Mask(), blocks=(8, 8)), reference(q, k, v, Mask())
+    exact = xla(*(x.astype(jnp.float32) for x in (q, k, v)), Mask())
+    ours, theirs = bw.blockwise(q, k, v, Mask(), blocks=(8, 8)), xla(q, k, v, Mask())
     assert ours.dtype == jnp.bfloat16
     error = [np.abs(x.astype(jnp.float32) - exact).max() for x in (ours, theirs)]
     assert error[0] <= 1.1 * error[1]
@@ -167,12 +162,12 @@ def temporaries(length: int, f) -> int:
 def test_temporaries_grow_with_the_length_not_its_square() -> None:
     short, long = (temporaries(n, bw.blockwise) for n in (2048, 8192))
     assert long < 4.5 * short
-    assert 20 * long < temporaries(8192, reference)
+    assert 20 * long < temporaries(8192, xla)
 
 
 def test_blocks_that_nobody_sees_are_skipped() -> None:
     def visited(mask, n=64):
-        return int(bw._visible(mask.sight(n, n), 8, 8).sum())
+        return int(visible_blocks(mask.sight(n, n), 8, 8).sum())
 
     assert visited(Mask(causal=False)) == 64
     assert visited(Mask()) == 36

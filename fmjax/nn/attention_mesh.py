@@ -1,0 +1,90 @@
+"""Attention kernels on a mesh: each device attends for its rows of the batch and its heads.
+
+Kernels are no einsums that XLA could split over devices. Under `fmjax.core.logical.use` they are
+laid out here; elsewhere they are called as they are.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from fmjax.core import logical
+from fmjax.nn.masks import Mask
+
+
+def layout(batch: int, heads: int) -> tuple[Mesh | None, PartitionSpec, int, int]:
+    """(mesh, the partition of batch and heads, and how many parts each has).
+
+    The mesh is None where there are no devices to lay anything out on.
+
+    Raises:
+      ShardingError: a batch or heads that do not divide.
+    """
+    current = logical.current()
+    if current is None or current[0].size == 1:
+        return None, PartitionSpec(None, None), 1, 1
+    mesh, rules = current
+    shape = (batch, heads)
+    partition = logical.spec(("batch", "act_heads"), rules, mesh, shape, name="attention")
+    sizes = []
+    for axes in (*partition, None, None)[:2]:
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        sizes.append(math.prod(mesh.shape[name] for name in names))
+    return mesh, partition, sizes[0], sizes[1]
+
+
+def on_mesh(
+    kernel: Callable[..., jax.Array],
+    q_BHTK: jax.Array,
+    k_BGSK: jax.Array,
+    v_BGSK: jax.Array,
+    mask: Mask,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """kernel(q, k, v, mask, bias) → [B, T, H · K], with each device's share of batch and heads.
+
+    Every device sees whole sequences. Where the devices that split the query heads are more than
+    the key–value heads, or do not divide them, these are repeated until they do.
+
+    Args:
+      kernel: of arrays on one device; numbers in the mask that are not arrays stay so.
+      q_BHTK, k_BGSK, v_BGSK, mask, bias: as in `fmjax.nn.attention.attention`.
+    """
+    mesh, partition, _, parts = layout(*q_BHTK.shape[:2])
+    if mesh is None:
+        return kernel(q_BHTK, k_BGSK, v_BGSK, mask, bias)
+    batch, heads = (*partition, None, None)[:2]
+    G = k_BGSK.shape[1]
+    if G % parts:
+        # lcm(G, parts) divides H, as both do: queries stay with their own keys.
+        times = math.lcm(G, parts) // G
+        k_BGSK, v_BGSK = (jnp.repeat(x, times, axis=1) for x in (k_BGSK, v_BGSK))
+    leaves, tree = jax.tree.flatten(mask)
+    arrays = {str(i): x for i, x in enumerate(leaves) if isinstance(x, jax.Array)}
+    if bias is not None:
+        arrays["bias"] = bias
+    specs = {
+        name: PartitionSpec(batch) if x.ndim else PartitionSpec() for name, x in arrays.items()
+    }
+    if bias is not None:
+        specs["bias"] = PartitionSpec(batch if bias.shape[0] > 1 else None, heads)
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, arrays: dict[str, jax.Array]) -> jax.Array:
+        own = [arrays.get(str(i), x) for i, x in enumerate(leaves)]
+        return kernel(q, k, v, jax.tree.unflatten(tree, own), arrays.get("bias"))
+
+    # Inside a map over some of the axes, only the others are left to be mapped.
+    around = jax.sharding.get_abstract_mesh()
+    taken = set(around.manual_axes)
+    head = PartitionSpec(batch, heads)
+    return jax.shard_map(
+        local,
+        mesh=around if taken else mesh,
+        in_specs=(head, head, head, specs),
+        out_specs=PartitionSpec(batch, None, heads),
+        axis_names=set(mesh.axis_names) - taken,
+        check_vma=False,
+    )(q_BHTK, k_BGSK, v_BGSK, arrays)
