@@ -9,8 +9,9 @@ from fmjax.core.logical import Rules
 # `tensor` (or `fsdp`) axis has size 1 it is plain FSDP (or tensor parallelism), so one list serves
 # every mesh of these axes, a single device included.
 DEFAULT_RULES: Rules = (
-    # Activations.
-    ("batch", ("data", "fsdp", "expert")),
+    # Activations. Outside the layers, the devices of all stages share the batch; `stage` comes
+    # first, so that no row moves on its way into the pipeline (`fmjax.nn.pipeline`).
+    ("batch", ("stage", "data", "fsdp", "expert")),
     ("seq", "context"),
     ("act_embed", None),
     ("act_heads", "tensor"),
@@ -27,12 +28,12 @@ DEFAULT_RULES: Rules = (
     ("qkv", None),
     ("positions", None),
     ("norm", None),
-    ("layers", None),
+    ("layers", "stage"),
     ("lora", None),
 )
 
 # Every device holds all parameters; only the batch is split.
 REPLICATED_RULES: Rules = (
-    ("batch", ("data", "fsdp", "expert")),
+    ("batch", ("stage", "data", "fsdp", "expert")),
     *((name, None) for name, _ in DEFAULT_RULES if name != "batch"),
 )
