@@ -42,9 +42,11 @@ class Execution:
       attention: the kernel, see `fmjax.nn.attention_choice`.
       matmul: "default", or "int8" for products of 8-bit integers in dense layers (not in logits,
         routers and experts), see `fmjax.nn.int8_dot`: an approximation, unlike all else here.
+      microbatches: parts of a batch that pass through the stages of a pipeline one after the other,
+        a multiple of the mesh axis `stage`; None means as many as stages. Without stages, unused.
 
     Raises:
-      ConfigError: a dtype or matmul that is not supported.
+      ConfigError: a dtype or matmul that is not supported, or less than one microbatch.
     """
 
     dtype: Any = jnp.dtype("float32")
@@ -53,11 +55,14 @@ class Execution:
     remat: str = "none"
     attention: str = "auto"
     matmul: str = "default"
+    microbatches: int | None = None
 
     def __post_init__(self) -> None:
         if self.matmul not in MATMULS:
             raise ConfigError(
                 f"matmul {self.matmul!r} is unknown; choose one of {', '.join(MATMULS)}"
             )
+        if self.microbatches is not None and self.microbatches < 1:
+            raise ConfigError(f"microbatches is {self.microbatches}; it must be at least 1")
         object.__setattr__(self, "dtype", as_dtype(self.dtype))
         object.__setattr__(self, "param_dtype", as_dtype(self.param_dtype))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fmjax.core.errors import ConfigError
 from fmjax.core.execution import Execution
+from fmjax.nn import pipeline
 
 _POLICIES = jax.checkpoint_policies
 
@@ -35,7 +36,8 @@ def apply_layers(
     """Applies `num_layers` layers in turn; call it inside a compact `__call__`.
 
     Every collection of a layer (params, adapter, cache) is stacked on a leading `layers` axis when
-    scanned. A collection may cover only some of a layer's modules.
+    scanned. A collection may cover only some of a layer's modules. On a mesh whose rules lay the
+    layers out over `stage`, they are applied stage by stage, see `fmjax.nn.pipeline`.
 
     Args:
       make_layer: given a name, makes a layer whose `__call__(x, context, per_layer)` returns x.
@@ -51,7 +53,8 @@ def apply_layers(
       (the last layer's output, all L outputs if `collect`).
 
     Raises:
-      ConfigError: an unknown remat policy.
+      ConfigError: an unknown remat policy, or what stages cannot do.
+      ShardingError: layers or rows that do not divide over the stages.
     """
     if execution.remat not in REMAT:
         raise ConfigError(f"remat {execution.remat!r} is unknown; choose one of {', '.join(REMAT)}")
@@ -71,14 +74,20 @@ def apply_layers(
             x, _ = body(make_layer(f"{name}_{i}"), x, own, context)
             outputs.append(x)
         return x, tuple(outputs) if collect else ()
-    scanned = nn.scan(
-        body,
-        variable_axes={"params": 0, "adapter": 0, "cache": 0},
-        split_rngs={"params": True, "dropout": True},
-        length=num_layers,
-        in_axes=(0, nn.broadcast),
-    )
-    x, outputs = scanned(make_layer(name), x, per_layer, context)
+    layer = make_layer(name)
+    if pipeline.stages() > 1 and not layer.is_initializing():
+        x, outputs = pipeline.apply_stages(
+            layer, num_layers, x, context, per_layer, execution, REMAT[execution.remat], collect
+        )
+    else:
+        scanned = nn.scan(
+            body,
+            variable_axes={"params": 0, "adapter": 0, "cache": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=num_layers,
+            in_axes=(0, nn.broadcast),
+        )
+        x, outputs = scanned(layer, x, per_layer, context)
     if not collect:
         return x, ()
     return x, tuple(jax.tree.map(lambda a, i=i: a[i], outputs) for i in range(num_layers))

@@ -4,8 +4,9 @@ A list is data: print it with `table`, or put pairs of your own in front of it, 
 for a name counts. Where two dimensions of one array ask for the same mesh axis, the one whose rule
 stands first has it.
 
-Every list lays the batch over `data`, `fsdp` and `expert` and the sequence over `context`. A mesh
-axis of size 1, or one that the mesh lacks, costs nothing, so a list serves every smaller mesh too.
+Every list lays the batch over `stage`, `data`, `fsdp` and `expert` and the sequence over `context`,
+and all but the first two lay the layers over `stage`. A mesh axis of size 1, or one that the mesh
+lacks, costs nothing, so a list serves every smaller mesh too.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,9 @@ def _rules(*pairs: tuple[str, str | tuple[str, ...] | None]) -> Rules:
     return (*pairs, *((name, None) for name in MEANING if name not in named))
 
 
-_INPUTS = (("batch", ("data", "fsdp", "expert")), ("seq", "context"))
+# Outside the layers, the devices of all stages share the batch; `stage` comes first, so that no row
+# moves on its way into the pipeline (`fmjax.nn.pipeline`).
+_INPUTS = (("batch", ("stage", "data", "fsdp", "expert")), ("seq", "context"))
 _TENSOR = (
     ("act_heads", "tensor"),
     ("act_kv_heads", "tensor"),
@@ -57,18 +60,21 @@ _TENSOR = (
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
 )
-_WEIGHTS = (("expert", "expert"), ("embed", "fsdp"))
+_STAGES = ("layers", "stage")
+_WEIGHTS = (("expert", "expert"), ("embed", "fsdp"), _STAGES)
 
 RULES: dict[str, Rules] = {
     "ddp": _rules(*_INPUTS),
     "zero1": _rules(*_INPUTS, ("optimizer", ("data", "fsdp", "expert"))),
     "fsdp": _rules(*_INPUTS, *_WEIGHTS),
-    "tensor": _rules(*_INPUTS, *_TENSOR, ("expert", "expert")),
+    "tensor": _rules(*_INPUTS, *_TENSOR, ("expert", "expert"), _STAGES),
     "fsdp_tensor": _rules(*_INPUTS, *_TENSOR, *_WEIGHTS),
     # Behind the tensor rules: where heads, MLP or words are split the sequence is not.
     "sequence": _rules(_INPUTS[0], *_TENSOR, ("seq", ("context", "tensor")), *_WEIGHTS),
     # The devices of the expert axis share the weights that are no expert's.
-    "expert": _rules(*_INPUTS, *_TENSOR, ("expert", "expert"), ("embed", ("fsdp", "expert"))),
+    "expert": _rules(
+        *_INPUTS, *_TENSOR, ("expert", "expert"), ("embed", ("fsdp", "expert")), _STAGES
+    ),
 }
 """The ready lists by name.
 
