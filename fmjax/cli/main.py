@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"fmjax {__version__}")
         return 0
-    return execute(lambda: _parse(arguments).run(), debug)
+    return execute(lambda: _joined(_parse(arguments)).run(), debug)
 
 
 def experiment(
@@ -109,7 +109,7 @@ def experiment(
             config=MARKERS,
         )
 
-    return execute(lambda: run(parse()), debug)
+    return execute(lambda: run(_joined(parse())), debug)
 
 
 def _choose(
@@ -148,7 +148,16 @@ def execute(run: Callable[[], Any], debug: bool = False) -> int:
             traceback.print_exc()
         code, message = explain(e)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return code
+        from fmjax.cli.hosts import failed
+
+        return failed(code)
+
+
+def _joined(options: Any) -> Any:
+    from fmjax.cli.hosts import join
+
+    join(options)
+    return options
 
 
 def _arguments(argv: Sequence[str] | None) -> tuple[list[str], bool]:

@@ -211,11 +211,19 @@ class Hardware:
         weights and optimizer state are float32 always.
       remat: What the backward pass recomputes to save memory: nothing, whole layers, all but
         matmuls, or attention.
+      coordinator: HOST:PORT of process 0, where a run has several processes, of which each is
+        started with the same command and its own --process. TPU pods, SLURM and the usual
+        launchers need none of the three, see docs/launch.md.
+      processes: How many processes make up the run; 1 ignores what the environment says.
+      process: Which of them this is, from 0.
     """
 
     mesh: str = ""
     dtype: DType = "auto"
     remat: Remat = "none"
+    coordinator: str = ""
+    processes: int | None = None
+    process: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
