@@ -18,7 +18,7 @@ import pytest
 SCRIPT = Path(many_processes.__file__)
 STEPS = 9
 MESH = {"data": 1, "fsdp": 8}
-MEASURED = {"tokens_per_second", "mfu"}
+MEASURED = {"tokens_per_second", "mfu", "goodput"}
 
 
 def launch(count, out, **settings):
