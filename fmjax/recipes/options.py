@@ -216,6 +216,8 @@ class Hardware:
         launchers need none of the three, see docs/launch.md.
       processes: How many processes make up the run; 1 ignores what the environment says.
       process: Which of them this is, from 0.
+      profile: Steps to trace, such as 10:15, into OUT/profile, for TensorBoard's profile plugin or
+        Perfetto; with the memory of the devices after them.
     """
 
     mesh: str = ""
@@ -224,6 +226,7 @@ class Hardware:
     coordinator: str = ""
     processes: int | None = None
     process: int | None = None
+    profile: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

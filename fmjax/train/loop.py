@@ -13,6 +13,7 @@ from fmjax.train.evaluate import evaluate as means
 from fmjax.train.loggers import JsonlLogger, Logger, TensorBoardLogger
 from fmjax.train.meter import Meter
 from fmjax.train.outcome import Outcome, restore
+from fmjax.train.profile import Profile
 from fmjax.train.progress import Display
 from fmjax.train.run import TIME, Run
 from fmjax.train.signals import StopRequest
@@ -44,6 +45,7 @@ def fit(
     progress: bool = True,
     hang_seconds: float = 60.0,
     compare_hosts_every: int = 200,
+    profile: Profile | None = None,
 ) -> Outcome:
     """Trains up to step number `steps`, from the newest checkpoint if there is one.
 
@@ -76,6 +78,7 @@ def fit(
       hang_seconds: a step that takes longer than this, and than five usual ones, is reported with
         its host and a dump of the threads, see `Watchdog`.
       compare_hosts_every: steps between comparisons of the hosts, see `Stragglers`.
+      profile: steps to trace.
 
     Raises:
       ConfigError: arguments out of range or at odds, or a metric that the evaluation does not give.
@@ -140,6 +143,7 @@ def fit(
                 meter=Meter(steps, flops_per_step, devices, step.unit),
                 clock=clock,
                 stragglers=Stragglers(clock, compare_hosts_every),
+                profile=profile,
             )
             if first and run.due(eval_every):
                 # If a signal came at this step, saving went before the evaluation.
@@ -163,6 +167,8 @@ def fit(
         if checkpointer is not None:
             checkpointer.wait()
     finally:
+        if profile is not None:
+            profile.stop()
         for logger in loggers:
             logger.close()
         if own:

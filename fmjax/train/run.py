@@ -1,5 +1,6 @@
 """What changes while a run goes on, and what is done with it."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from fmjax.train.early_stopping import Watch
 from fmjax.train.loggers import Logger
 from fmjax.train.meter import Meter
 from fmjax.train.outcome import Outcome, restore
+from fmjax.train.profile import Profile
 from fmjax.train.progress import Display
 from fmjax.train.state import TrainState
 from fmjax.train.step import Batch, Step
@@ -51,13 +53,14 @@ class Run:
         meter: Meter,
         clock: Clock,
         stragglers: Stragglers,
+        profile: Profile | None,
     ) -> None:
         self.step, self.state, self.batches = step, state, batches
         self.steps, self.log_every = steps, log_every
         self.measure, self.watch = evaluate, watch
         self.checkpointer, self.loggers = checkpointer, loggers
         self.display, self.meter = display, meter
-        self.clock, self.stragglers = clock, stragglers
+        self.clock, self.stragglers, self.profile = clock, stragglers, profile
         self.number = int(state.step)
         self._evaluation: dict[str, float] | None = None
         if checkpointer is not None and self.number:
@@ -79,12 +82,20 @@ class Run:
             raise DataError("there is no batch to train on; check the size of the training data")
         if batch is None:
             return False
-        with self.clock.doing("step"):
+        profile = self.profile
+        around = contextlib.nullcontext() if profile is None else profile.step(self.number + 1)
+        with self.clock.doing("step"), around:
             self.state, metrics = self.step(self.state, batch)
         self.flush()
         self._rows = len(next(iter(batch.values()))) * jax.process_count()
         self.number += 1
         self._pending, self._evaluation, self.improved = metrics, None, False
+        if profile is not None and profile.ends(self.number):
+            self.flush()
+            profile.stop()
+            self.display.message(
+                f"profile of steps {profile.first} to {profile.last}: {profile.directory}"
+            )
         return True
 
     def end(self, why: str) -> None:
