@@ -34,3 +34,14 @@ def failed(code: int) -> int:
 
         leave(code)
     return code
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether this process failed only because another one of the run is gone."""
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return False
+    signs = ("gloo", "connection", "unavailable", "deadline_exceeded", "heartbeat", "barrier")
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(
+        sign in str(error).lower() for sign in signs
+    )

@@ -225,6 +225,13 @@ def explain(e: BaseException) -> tuple[int, str]:
         where = f"{e.filename}: " if e.filename else ""
         return 2, f"{where}{e.strerror or e}; check the path and its permissions"
     text = str(e)
+    from fmjax.cli.hosts import lost_another
+
+    if lost_another(e):
+        return 1, (
+            f"another process of this run has ended, and says why ({text[:150]}); start all of "
+            "them again: a training run goes on from its last checkpoint"
+        )
     if "RESOURCE_EXHAUSTED" in text or isinstance(e, MemoryError):
         return 2, (
             "out of memory; use a smaller --batch-size or --sequence-length, --accumulate, "
