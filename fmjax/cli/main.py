@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"fmjax {__version__}")
         return 0
-    return execute(lambda: _parse(arguments).run(), debug)
+    return execute(lambda: _joined(_parse(arguments)).run(), debug)
 
 
 def experiment(
@@ -110,7 +110,7 @@ def experiment(
             config=MARKERS,
         )
 
-    return execute(lambda: run(parse()), debug)
+    return execute(lambda: run(_joined(parse())), debug)
 
 
 def _choose(
@@ -149,7 +149,16 @@ def execute(run: Callable[[], Any], debug: bool = False) -> int:
             traceback.print_exc()
         code, message = explain(e)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return code
+        from fmjax.cli.hosts import failed
+
+        return failed(code)
+
+
+def _joined(options: Any) -> Any:
+    from fmjax.cli.hosts import join
+
+    join(options)
+    return options
 
 
 def _arguments(argv: Sequence[str] | None) -> tuple[list[str], bool]:
@@ -217,6 +226,13 @@ def explain(e: BaseException) -> tuple[int, str]:
         where = f"{e.filename}: " if e.filename else ""
         return 2, f"{where}{e.strerror or e}; check the path and its permissions"
     text = str(e)
+    from fmjax.cli.hosts import lost_another
+
+    if lost_another(e):
+        return 1, (
+            f"another process of this run has ended, and says why ({text[:150]}); start all of "
+            "them again: a training run goes on from its last checkpoint"
+        )
     if "RESOURCE_EXHAUSTED" in text or isinstance(e, MemoryError):
         return 2, (
             "out of memory; use a smaller --batch-size or --sequence-length, --accumulate, "

@@ -1,4 +1,4 @@
-"""Starting many processes as one program: who the coordinator is, how many there are, which is this.
+"""Starting many processes as one program: who coordinates, how many there are, which is this.
 
 Told by arguments, or found in the environment: TPU pods, SLURM, and the variables that launchers
 set on Kubernetes, Ray and the like. Nothing here may touch a device before the start.
@@ -6,11 +6,12 @@ set on Kubernetes, Ray and the like. Nothing here may touch a device before the 
 
 import glob
 import os
-import time
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import TracebackType
 
 import jax
 
@@ -243,13 +244,11 @@ def start(
             "this process has already joined its group; call fmjax.parallel.start once"
         )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    deadline = time.monotonic() + timeout
     if group.coordinator is not None:
         roll_call(group.coordinator, group.count, group.index, timeout)
-    left = max(1, int(deadline - time.monotonic()))
     try:
         if group.coordinator is None:
-            jax.distributed.initialize(initialization_timeout=left)
+            jax.distributed.initialize(initialization_timeout=timeout)
         else:
             local = group.local_devices
             jax.distributed.initialize(
@@ -259,11 +258,30 @@ def start(
                 local_device_ids=None if local is None else list(local),
                 # JAX's own look at the environment would give each SLURM task one GPU.
                 cluster_detection_method="deactivate",
-                initialization_timeout=left,
+                initialization_timeout=timeout,
             )
     except (RuntimeError, ValueError) as e:
         raise ConfigError(_explain(group, timeout, str(e))) from e
+    _fail_together()
     return group
+
+
+def leave(code: int) -> None:
+    """Ends a process that has failed, now: JAX would wait at the exit for all the others, which
+    wait for this one in their next collective."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _fail_together() -> None:
+    report = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        report(kind, error, trace)
+        leave(1)
+
+    sys.excepthook = hook
 
 
 def _explain(group: Group, timeout: int, reason: str) -> str:

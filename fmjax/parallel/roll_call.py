@@ -4,6 +4,7 @@ Process 0 listens on the coordinator's port until every other process has said i
 lets all of them go on and leaves the port to JAX. One line of JSON each way.
 """
 
+import contextlib
 import json
 import socket
 import time
@@ -36,38 +37,56 @@ def roll_call(coordinator: str, count: int, index: int, timeout: float) -> None:
 
 def _listen(coordinator: str, port: int, count: int, deadline: float, timeout: float) -> None:
     present: dict[int, socket.socket] = {}
-    try:
-        with _server(coordinator, port, count) as server:
+    with contextlib.ExitStack() as open_:
+        server = open_.enter_context(_server(coordinator, port, count))
+        try:
             while len(present) < count - 1:
-                left = deadline - time.monotonic()
-                server.settimeout(max(left, 0.01))
+                if time.monotonic() >= deadline:
+                    raise ConfigError(_missing(coordinator, count, present, timeout))
+                server.settimeout(max(deadline - time.monotonic(), 0.01))
                 try:
                     caller, address = server.accept()
-                    said = _read(caller, min(_PATIENCE, max(left, 0.01)))
+                    open_.enter_context(caller)
+                    said = _read(caller, max(min(_PATIENCE, deadline - time.monotonic()), 0.01))
                 except OSError:
-                    said = None
-                if time.monotonic() >= deadline:
-                    missing = sorted(set(range(1, count)) - set(present))
-                    names = ", ".join(map(str, missing[:10])) + (" …" if len(missing) > 10 else "")
-                    raise ConfigError(
-                        f"of {count} processes {len(missing)} did not come to {coordinator} in "
-                        f"{timeout:.0f} s: {names}; see that each runs, with its own --process"
-                    )
-                if not isinstance(said, dict) or not isinstance(said.get("index"), int):
                     continue
+                if not isinstance(said, dict) or not isinstance(said.get("index"), int):
+                    caller.close()  # a stranger
+                    continue
+                if _has_left(present.get(said["index"])):
+                    del present[said["index"]]  # it was started anew
                 if problem := _problem(said, count, present, address[0]):
                     _say(caller, {"error": problem})
                     raise ConfigError(problem)
                 present[said["index"]] = caller
+        except ConfigError as e:
+            for caller in present.values():
+                _say(caller, {"error": str(e)})
+            raise
+        server.close()  # the port is JAX's from now on
         for caller in present.values():
             _say(caller, {"go": True})
-    except ConfigError as e:
-        for caller in present.values():
-            _say(caller, {"error": str(e)})
-        raise
-    finally:
-        for caller in present.values():
-            caller.close()
+
+
+def _has_left(caller: socket.socket | None) -> bool:
+    if caller is None:
+        return False
+    caller.setblocking(False)
+    try:
+        return caller.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _missing(coordinator: str, count: int, present: dict, timeout: float) -> str:
+    missing = sorted(set(range(1, count)) - set(present))
+    names = ", ".join(map(str, missing[:10])) + (" …" if len(missing) > 10 else "")
+    return (
+        f"of {count} processes {len(missing)} did not come to {coordinator} in {timeout:.0f} s: "
+        f"{names}; see that each runs, with its own --process"
+    )
 
 
 def _server(coordinator: str, port: int, backlog: int) -> socket.socket:
@@ -124,6 +143,7 @@ def _answer(
 
 def _say(caller: socket.socket, value: dict) -> None:
     try:
+        caller.settimeout(_PATIENCE)
         caller.sendall(json.dumps(value).encode() + b"\n")
     except OSError:
         pass  # It has gone; what it missed comes out when it is next needed.

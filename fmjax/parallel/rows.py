@@ -1,7 +1,7 @@
 """The rows of a batch, from the processes that read them to the devices that need them.
 
 Process i of P always reads rows i·B/P … (i + 1)·B/P of a global batch, whatever the mesh: nobody
-reads a row twice. Where the mesh wants each process's rows on its own devices, they go there
+reads a row twice. Where the mesh wants just these on the process's own devices, they go there
 directly. Where it does not (a tensor axis that spans processes wants all rows on all of them), the
 devices exchange them.
 """
@@ -21,8 +21,7 @@ def global_rows(local: np.ndarray, sharding: NamedSharding) -> jax.Array:
       sharding: of the result [B, …], the same in all processes; splits the rows only.
 
     Returns:
-      [B, …]. Rows stand in the order of the processes, except where a mesh gives the devices of a
-      process rows that are not next to each other: there they stand in the order of the devices.
+      [B, …], rows in the order of the processes.
     """
     shape = (local.shape[0] * jax.process_count(), *local.shape[1:])
     if jax.process_count() == 1 or own_rows(sharding, shape[0]):
@@ -35,13 +34,14 @@ def global_rows(local: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 @functools.lru_cache(maxsize=64)
 def own_rows(sharding: NamedSharding, rows: int) -> bool:
-    """Whether every process's devices want an equal share of the rows that no other's want."""
-    wanted: dict[int, set[tuple[int, int]]] = {}
+    """Whether the devices of process i of P want rows i·B/P … (i + 1)·B/P, for all i."""
+    wanted: dict[int, set[int]] = {}
     for device, (index,) in sharding.devices_indices_map((rows,)).items():
-        wanted.setdefault(device.process_index, set()).add(index.indices(rows)[:2])
-    sizes = [sum(stop - start for start, stop in parts) for parts in wanted.values()]
-    return set(sizes) == {rows // len(wanted)} and len(set().union(*wanted.values())) == sum(
-        map(len, wanted.values())
+        wanted.setdefault(device.process_index, set()).update(range(rows)[index])
+    share = rows // len(wanted)
+    return all(
+        found == set(range(i * share, (i + 1) * share))
+        for i, (_, found) in enumerate(sorted(wanted.items()))
     )
 
 

@@ -213,12 +213,23 @@ class Hardware:
         matmuls, or attention.
       matmul: int8 multiplies in 8-bit integers where layers are dense, which accelerators do up to
         twice as fast; an approximation. Needs qwix: pip install 'fmjax[int8]'.
+      coordinator: HOST:PORT of process 0, where a run has several processes, of which each is
+        started with the same command and its own --process. TPU pods, SLURM and the usual
+        launchers need none of the three, see docs/launch.md.
+      processes: How many processes make up the run; 1 ignores what the environment says.
+      process: Which of them this is, from 0.
+      profile: Steps to trace, such as 10:15, into OUT/profile, for TensorBoard's profile plugin or
+        Perfetto; with the memory of the devices after them.
     """
 
     mesh: str = ""
     dtype: DType = "auto"
     remat: Remat = "none"
     matmul: Literal["default", "int8"] = "default"
+    coordinator: str = ""
+    processes: int | None = None
+    process: int | None = None
+    profile: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

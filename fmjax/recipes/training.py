@@ -24,7 +24,7 @@ from fmjax.recipes.objective import (
     unigram_baseline,
 )
 from fmjax.recipes.options import Adaptation, Masking, Optimization
-from fmjax.train import Step, evaluate, fit, make_step, schedules
+from fmjax.train import Profile, Step, evaluate, fit, make_step, schedules
 from fmjax.train.checkpoint import Checkpointer
 from fmjax.train.flops import matmul_params, train_flops_per_token
 from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
@@ -155,6 +155,7 @@ def train(run: Run, adapted: Adapted) -> TrainState | None:
     flops = _flops(run, state.variables, "adapter" in variables)
     del variables, trained, frozen
     out = Path(settings.out)
+    profile = Profile.of(settings.hardware.profile, out / "profile")
     held_out = run.batches.held_out
     checkpointer = Checkpointer(
         out / "checkpoints",
@@ -181,6 +182,7 @@ def train(run: Run, adapted: Adapted) -> TrainState | None:
             log_every=cadence.log_every,
             loggers=loggers,
             flops_per_step=flops,
+            profile=profile,
         )
     finally:
         checkpointer.close()

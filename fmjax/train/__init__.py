@@ -13,6 +13,7 @@ from fmjax.train.loggers import JsonlLogger, Logger, TensorBoardLogger
 from fmjax.train.loop import fit
 from fmjax.train.optimizers import DECAY, adamw
 from fmjax.train.outcome import Outcome
+from fmjax.train.profile import Profile
 from fmjax.train.rates import lora_plus, scale_by_path
 from fmjax.train.state import TrainState
 from fmjax.train.step import Objective, Step, make_step
@@ -28,6 +29,7 @@ __all__ = [
     "Logger",
     "Objective",
     "Outcome",
+    "Profile",
     "Step",
     "TensorBoardLogger",
     "TrainState",

@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from fmjax.core.errors import ConfigError, DataError
+from fmjax.train.clock import Clock
 from fmjax.train.early_stopping import EarlyStopping, Watch
 from fmjax.train.evaluate import evaluate as means
 from fmjax.train.loggers import JsonlLogger, Logger, TensorBoardLogger
 from fmjax.train.meter import Meter
 from fmjax.train.outcome import Outcome, restore
+from fmjax.train.profile import Profile
 from fmjax.train.progress import Display
-from fmjax.train.run import Run
+from fmjax.train.run import TIME, Run
 from fmjax.train.signals import StopRequest
 from fmjax.train.state import TrainState
 from fmjax.train.step import Batch, Step
+from fmjax.train.stragglers import Stragglers
+from fmjax.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from fmjax.train.checkpoint import Checkpointer
@@ -39,6 +43,9 @@ def fit(
     loggers: Sequence[Logger] | None = None,
     flops_per_step: float | None = None,
     progress: bool = True,
+    hang_seconds: float = 60.0,
+    compare_hosts_every: int = 200,
+    profile: Profile | None = None,
 ) -> Outcome:
     """Trains up to step number `steps`, from the newest checkpoint if there is one.
 
@@ -68,6 +75,10 @@ def fit(
       loggers: in place of the default JSONL and TensorBoard ones.
       flops_per_step: model FLOPs of a step (`train_flops_per_token` × tokens), to report MFU.
       progress: show progress on stderr.
+      hang_seconds: a step that takes longer than this, and than five usual ones, is reported with
+        its host and a dump of the threads, see `Watchdog`.
+      compare_hosts_every: steps between comparisons of the hosts, see `Stragglers`.
+      profile: steps to trace.
 
     Raises:
       ConfigError: arguments out of range or at odds, or a metric that the evaluation does not give.
@@ -77,8 +88,11 @@ def fit(
     for name, every in (("save_every", save_every), ("eval_every", eval_every)):
         if every is not None and every < 1:
             raise ConfigError(f"{name} is {every}; it must be at least 1, or None")
-    if log_every < 1:
-        raise ConfigError(f"log_every is {log_every}; it must be at least 1")
+    for name, every in (("log_every", log_every), ("compare_hosts_every", compare_hosts_every)):
+        if every < 1:
+            raise ConfigError(f"{name} is {every}; it must be at least 1")
+    if hang_seconds <= 0:
+        raise ConfigError(f"hang_seconds is {hang_seconds}; it must be positive")
     if eval_batches is not None:
         if evaluate is not None:
             raise ConfigError("fit takes eval_batches or evaluate, not both")
@@ -102,11 +116,17 @@ def fit(
         state = _resume(step, state, batches, checkpointer)
         first = int(state.step)
         evaluates = evaluate is not None and eval_every is not None
-        watch = _watch(stop_early, checkpointer, first, evaluates)
+        notes = checkpointer.notes(first) if checkpointer is not None and first else {}
+        clock = Clock(notes.pop(TIME, None))
+        watch = _watch(stop_early, checkpointer, notes, evaluates)
         for logger in loggers:
             logger.resume(first)
         devices = jax.devices()[:1] if step.mesh is None else step.mesh.devices.flatten().tolist()
-        with Display(steps, progress and main) as display, StopRequest() as stop:
+        with (
+            Display(steps, progress and main) as display,
+            StopRequest() as stop,
+            Watchdog(clock, least=hang_seconds),
+        ):
             if first:
                 display.message(f"resuming after step {first}")
             run = Run(
@@ -121,6 +141,9 @@ def fit(
                 loggers=loggers,
                 display=display,
                 meter=Meter(steps, flops_per_step, devices, step.unit),
+                clock=clock,
+                stragglers=Stragglers(clock, compare_hosts_every),
+                profile=profile,
             )
             if first and run.due(eval_every):
                 # If a signal came at this step, saving went before the evaluation.
@@ -139,9 +162,13 @@ def fit(
                     run.save()
             if run.ended == "signal":
                 display.message(f"stopped after step {run.number}")
+            if run.number > first:
+                display.message(clock.summary())
         if checkpointer is not None:
             checkpointer.wait()
     finally:
+        if profile is not None:
+            profile.stop()
         for logger in loggers:
             logger.close()
         if own:
@@ -169,10 +196,10 @@ def _resume(
 def _watch(
     stop_early: EarlyStopping | None,
     checkpointer: "Checkpointer | None",
-    first: int,
+    notes: Mapping[str, Any],
     evaluates: bool,
 ) -> Watch | None:
-    """What early stopping remembers at step `first`."""
+    """What early stopping remembers, by the notes of the checkpoint."""
     if stop_early is None:
         return None
     if not evaluates:
@@ -184,4 +211,4 @@ def _watch(
             f"the checkpointer keeps the best by {checkpointer.best}, early stopping needs "
             f"{stop_early.best}; create it with best=stop_early.best"
         )
-    return Watch.resume(stop_early, checkpointer.notes(first) if first else None)
+    return Watch.resume(stop_early, notes)

@@ -1,21 +1,28 @@
 """What changes while a run goes on, and what is done with it."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from fmjax.core.errors import DataError
+from fmjax.train.clock import Clock
 from fmjax.train.early_stopping import Watch
 from fmjax.train.loggers import Logger
 from fmjax.train.meter import Meter
 from fmjax.train.outcome import Outcome, restore
+from fmjax.train.profile import Profile
 from fmjax.train.progress import Display
 from fmjax.train.state import TrainState
 from fmjax.train.step import Batch, Step
+from fmjax.train.stragglers import Stragglers
 
 if TYPE_CHECKING:
     from fmjax.train.checkpoint import Checkpointer
+
+TIME = "time"
+"""Under which the notes of a checkpoint keep the run's clock."""
 
 
 class Run:
@@ -44,12 +51,16 @@ class Run:
         loggers: Sequence[Logger],
         display: Display,
         meter: Meter,
+        clock: Clock,
+        stragglers: Stragglers,
+        profile: Profile | None,
     ) -> None:
         self.step, self.state, self.batches = step, state, batches
         self.steps, self.log_every = steps, log_every
         self.measure, self.watch = evaluate, watch
         self.checkpointer, self.loggers = checkpointer, loggers
         self.display, self.meter = display, meter
+        self.clock, self.stragglers, self.profile = clock, stragglers, profile
         self.number = int(state.step)
         self._evaluation: dict[str, float] | None = None
         if checkpointer is not None and self.number:
@@ -65,16 +76,26 @@ class Run:
 
     def advance(self) -> bool:
         """One step, then the metrics of the one before. False when the data have ended."""
-        batch = next(self.batches, None)
+        with self.clock.doing("input"):
+            batch = next(self.batches, None)
         if batch is None and not self.number:
             raise DataError("there is no batch to train on; check the size of the training data")
         if batch is None:
             return False
-        self.state, metrics = self.step(self.state, batch)
+        profile = self.profile
+        around = contextlib.nullcontext() if profile is None else profile.step(self.number + 1)
+        with self.clock.doing("step"), around:
+            self.state, metrics = self.step(self.state, batch)
         self.flush()
         self._rows = len(next(iter(batch.values()))) * jax.process_count()
         self.number += 1
         self._pending, self._evaluation, self.improved = metrics, None, False
+        if profile is not None and profile.ends(self.number):
+            self.flush()
+            profile.stop()
+            self.display.message(
+                f"profile of steps {profile.first} to {profile.last}: {profile.directory}"
+            )
         return True
 
     def end(self, why: str) -> None:
@@ -91,16 +112,24 @@ class Run:
         """Waits for the newest step and writes its metrics if they are due."""
         if self._pending is None:
             return
-        metrics = {name: float(x) for name, x in jax.device_get(self._pending).items()}
+        with self.clock.doing("step"):
+            metrics = {name: float(x) for name, x in jax.device_get(self._pending).items()}
         self._pending = None
+        self.clock.beat(self.number)
         self.metrics |= metrics
         self.meter.count(self.number, metrics.get("tokens", self._rows))
         if self.number % self.log_every == 0 or self.number == self.steps:
             metrics |= self.meter.report(self.number)
+            metrics["goodput"] = self.clock.goodput()
             self.display.step(self.number, metrics)
             metrics.pop("seconds_left", None)
             self.metrics |= metrics
             self._write(metrics)
+        found, sentences = self.stragglers(self.number, self.clock.usual)
+        if found:
+            self._write(found)
+        for sentence in sentences:
+            self.display.message(f"step {self.number}: {sentence}")
 
     def evaluate(self) -> None:
         """Measures the state, reported as "eval_…"; once a step, and only if there is a way to.
@@ -110,7 +139,7 @@ class Run:
         self.flush()
         if self.measure is None or self._evaluation is not None:
             return
-        with self.meter.pause():
+        with self.meter.pause(), self.clock.doing("evaluation"):
             found = {name: float(value) for name, value in self.measure(self.state).items()}
         self._evaluation = {f"eval_{name}": value for name, value in found.items()}
         self._saved = None  # A checkpoint of this step that there may be lacks the evaluation.
@@ -134,14 +163,16 @@ class Run:
         if self.checkpointer is None or self._saved == self.number:
             return
         trained, frozen = self.step.split(self.state.variables)
-        with self.meter.pause():
+        notes = {} if self.watch is None else self.watch.notes()
+        complete = self.ended not in (None, "signal")
+        with self.meter.pause(), self.clock.doing("checkpoint"):
             self.checkpointer.save(
                 self.number,
                 self.state.replace(variables=trained),
                 frozen=frozen,
                 data=self.batches if hasattr(self.batches, "get_state") else None,
                 metrics=self._evaluation,
-                notes=self.watch and self.watch.notes(),
+                notes={**notes, TIME: self.clock.notes(complete)},
             )
         self._saved = self.number
 

@@ -77,7 +77,7 @@ def test_broken_off_runs_stop_at_the_same_step(tmp_path, unbroken, at):
         assert getattr(outcome, name) == getattr(expected, name), name
     for mine, other in ((outcome.best(), expected.best()), (outcome.state, expected.state)):
         jax.tree.map(np.testing.assert_array_equal, mine.variables, other.variables)
-    measured = {"tokens_per_second", "mfu"}
+    measured = {"tokens_per_second", "mfu", "goodput"}
     mine, other = (
         [{k: v for k, v in json.loads(x).items() if k not in measured} for x in text.splitlines()]
         for text in (lines(tmp_path), log)

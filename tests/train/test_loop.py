@@ -202,7 +202,7 @@ def test_signals_are_handed_back():
 
 
 def test_argument_errors():
-    for name in ("save_every", "eval_every", "log_every"):
+    for name in ("save_every", "eval_every", "log_every", "compare_hosts_every", "hang_seconds"):
         with pytest.raises(ConfigError, match=f"{name} is 0"):
             fit(*start(), toy_lm.Batches(), steps=1, progress=False, **{name: 0})
 

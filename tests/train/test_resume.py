@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("resumable_run.py")
 STEPS = 14
-MEASURED = {"tokens_per_second", "mfu"}
+MEASURED = {"tokens_per_second", "mfu", "goodput"}
 
 
 def command(out_dir, pace=0.0, steps=STEPS):

@@ -27,6 +27,7 @@ from fmjax.recipes.training import METRICS
 from fmjax.train import (
     EarlyStopping,
     Outcome,
+    Profile,
     Step,
     TrainState,
     fit,
@@ -200,6 +201,7 @@ def train_to_best(
       others: as of `fit`; `config` is the architecture.
     """
     out = Path(settings.out)
+    profile = Profile.of(settings.hardware.profile, out / "profile")
     checkpointer = Checkpointer(
         out / "checkpoints",
         keep=1,
@@ -222,6 +224,7 @@ def train_to_best(
             stop_early=stop,
             log_every=settings.log_every,
             loggers=loggers,
+            profile=profile,
         )
         if outcome.stopped:
             print(f"stopped after step {outcome.step}; the same command goes on from there")

@@ -1,0 +1,194 @@
+"""Runs on several processes with four virtual devices or two each, against one process with eight.
+
+A tiny LLaMA on two sources, weighted, shuffled and packed, its parameters split over all devices.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import many_processes
+import numpy as np
+import pytest
+
+SCRIPT = Path(many_processes.__file__)
+STEPS = 9
+MESH = {"data": 1, "fsdp": 8}
+MEASURED = {"tokens_per_second", "mfu", "goodput"}
+
+
+def launch(count, out, **settings):
+    """`count` processes with 8 / count devices each."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        coordinator = f"localhost:{s.getsockname()[1]}"
+    settings = {"steps": STEPS, "mesh": MESH, "processes": count, "devices": 8 // count} | settings
+    return [
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(SCRIPT),
+                json.dumps({"out": str(out), "process": i, "coordinator": coordinator} | settings),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # The script says how many devices a process has.
+            env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+        )
+        for i in range(count)
+    ]
+
+
+def end(processes):
+    for p in processes:
+        p.kill()
+        p.wait()
+        p.stdout.close()
+        p.stderr.close()
+
+
+def outputs(processes, codes=None):
+    """(stdout, stderr) of each, once all have ended, as they should have."""
+    try:
+        found = [p.communicate(timeout=240) for p in processes]
+    finally:
+        end(processes)
+    assert [p.returncode for p in processes] == (codes or [0] * len(processes)), found
+    return found
+
+
+def log(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
+
+
+def alike(a, b):
+    """The order of sums over processes and over threads may differ in the last bit."""
+    assert [line.keys() for line in a] == [line.keys() for line in b]
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_allclose(list(x.values()), list(y.values()), rtol=1e-6, err_msg=str(x))
+
+
+def at_batch(process, number):
+    """Reads what the process says until it asks for this batch."""
+    for line in process.stdout:
+        if line.strip() == f"batch {number}":
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def alone(directory, **settings):
+    """The run on one process: this one, which has eight devices."""
+    settings = {"out": str(directory), "steps": STEPS, "mesh": MESH, "processes": 1} | settings
+    many_processes.main(settings)
+    return log(directory)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return alone(tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """An unbroken run of two processes."""
+    out = tmp_path_factory.mktemp("pair")
+    ends = outputs(launch(2, out))
+    assert all(f"finished {STEPS}" in stdout for stdout, _ in ends)
+    return out
+
+
+def test_two_processes_compute_what_one_computes(one, pair):
+    alike(log(pair), one)
+
+
+def test_files_and_progress_are_written_by_one(pair):
+    ends = outputs(launch(2, pair))  # nothing left to do
+    assert ["resuming after step" in stderr for _, stderr in ends] == [True, False]
+    assert len(log(pair)) == STEPS
+    state = pair / "checkpoints" / str(STEPS) / "state"
+    assert (state / "ocdbt.process_0").exists() and (state / "ocdbt.process_1").exists()
+
+
+def kill(out, victim, **settings):
+    """Both end where one is killed, and start again together."""
+    processes = launch(2, out, pace=0.05, **settings)
+    at_batch(processes[victim], 5)
+    processes[victim].kill()
+    try:
+        # The other finds out by itself, in its next collective.
+        processes[1 - victim].wait(timeout=150)
+    finally:
+        end(processes)
+    assert processes[1 - victim].returncode != 0
+    outputs(launch(2, out, **settings))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_either_killed(tmp_path, pair, victim):
+    kill(tmp_path, victim)
+    assert log(tmp_path) == log(pair)
+
+
+@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGINT), (1, signal.SIGTERM)])
+def test_one_asked_to_stop(tmp_path, pair, victim, number):
+    processes = launch(2, tmp_path, pace=0.3)
+    at_batch(processes[victim], 4)
+    processes[victim].send_signal(number)
+    ends = outputs(processes)
+    stopped = {stdout.split()[-1] for stdout, _ in ends}
+    assert len(stopped) == 1 and all("stopped" in stdout for stdout, _ in ends)
+    step = int(stopped.pop())
+    assert 4 < step < STEPS and len(log(tmp_path)) == step
+    assert (tmp_path / "checkpoints" / str(step) / "run" / "run.json").exists()
+    outputs(launch(2, tmp_path))
+    assert log(tmp_path) == log(pair)
+
+
+def looks(count, out, directory, **settings):
+    """What `count` processes restore and read next: one dict each."""
+    if count == 1:
+        many_processes.main(
+            {"out": str(out), "mesh": MESH, "processes": 1, "process": 0, "look": str(directory)}
+            | settings
+        )
+    else:
+        outputs(launch(count, out, look=str(directory), **settings))
+    return [dict(np.load(directory / f"look_{i}.npz")) for i in range(count)]
+
+
+def same_place(several, one):
+    """All parameters bit for bit, and the rows of each batch."""
+    for name, value in one.items():
+        if name.startswith("batch"):
+            value_there = np.concatenate([part[name] for part in several])
+            np.testing.assert_array_equal(value_there, value, err_msg=name)
+        else:
+            for part in several:
+                np.testing.assert_array_equal(part[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("other_mesh", [{"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_a_checkpoint_of_two_restores_on_one_and_on_four(tmp_path, pair, other_mesh):
+    one = looks(1, pair, tmp_path)[0]
+    assert sum(name.startswith("batch") for name in one) == 12 and len(one) > 40
+    same_place(looks(4, pair, tmp_path), one)
+    same_place(looks(1, pair, tmp_path, mesh=other_mesh), one)
+
+
+def test_a_stream_killed_goes_on_on_two_and_on_four(tmp_path):
+    reference = alone(tmp_path / "one", streaming=True)
+    kill(tmp_path / "two", 1, streaming=True)
+    alike(log(tmp_path / "two"), reference)
+    one = looks(1, tmp_path / "one", tmp_path, streaming=True)[0]
+    own = looks(1, tmp_path / "two", tmp_path, streaming=True)[0]
+    four = looks(4, tmp_path / "two", tmp_path, streaming=True)
+    same_place(four, own)
+    for name, value in own.items():
+        if name.startswith("batch"):
+            np.testing.assert_array_equal(value, one[name])
