@@ -131,7 +131,7 @@ def _kernel(
         block_q_dq=bq,
         block_kv_dq=bk,
     )
-    with jax.ensure_compile_time_eval():
+    with jax.core.eval_context():
         kernel = splash_lib.make_splash_mha(
             mask_lib.MultiHeadMask([one] * heads),
             block_sizes=sizes,
