@@ -183,6 +183,7 @@ def open_adapted(
         # Frozen weights need no more precision than the computation; trained ones do.
         param_dtype="float32" if full else dtype,
         remat=hardware.remat,
+        attention=hardware.attention,
         matmul=hardware.matmul,
         mesh=mesh,
         override=override,

@@ -9,6 +9,7 @@ from typing import Literal
 Schedule = Literal["auto", "cosine", "wsd", "linear", "constant"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Remat = Literal["none", "full", "dots", "attention"]
+Attention = Literal["auto", "xla", "blockwise", "splash", "cudnn"]
 Method = Literal["full", "lora", "rslora", "dora", "qlora", "prefix", "prompt", "ptuning", "ia3"]
 
 
@@ -211,6 +212,8 @@ class Hardware:
         weights and optimizer state are float32 always.
       remat: What the backward pass recomputes to save memory: nothing, whole layers, all but
         matmuls, or attention.
+      attention: How attention is computed: xla holds all scores, blockwise a block of them,
+        splash is a kernel for TPUs and cudnn one for NVIDIA GPUs. auto takes what fits.
       matmul: int8 multiplies in 8-bit integers where layers are dense, which accelerators do up to
         twice as fast; an approximation. Needs qwix: pip install 'fmjax[int8]'.
       coordinator: HOST:PORT of process 0, where a run has several processes, of which each is
@@ -225,6 +228,7 @@ class Hardware:
     mesh: str = ""
     dtype: DType = "auto"
     remat: Remat = "none"
+    attention: Attention = "auto"
     matmul: Literal["default", "int8"] = "default"
     coordinator: str = ""
     processes: int | None = None

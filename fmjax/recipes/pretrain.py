@@ -56,6 +56,7 @@ class Pretrain:
             "dtype": compute_dtype(self.hardware.dtype),
             "param_dtype": "float32",
             "remat": self.hardware.remat,
+            "attention": self.hardware.attention,
             "matmul": self.hardware.matmul,
         }
         run = Run.open(self, start.config, start.tokenizer, mesh)
