@@ -23,11 +23,12 @@ def devices(count: int, slices: int = 1) -> list[Fake]:
     return [Fake(i * slices // count) for i in range(count)]
 
 
+LLAMA = {"width": 4096, "heads": 32, "inner": 11008}
 SMALL = Needs(state_bytes(125_000_000), rows=64, width=768, heads=12, inner=3072)
-SEVEN = Needs(state_bytes(7_000_000_000), rows=512, width=4096, heads=32, inner=11008)
-MIXTRAL = Needs(state_bytes(47_000_000_000), rows=512, width=4096, heads=32, inner=11008, experts=8)
-LORA = Needs(state_bytes(40_000_000, 7_000_000_000), rows=64, width=4096, heads=32, inner=11008)
-QLORA = Needs(state_bytes(40_000_000, 7_000_000_000, 4.5), rows=64, width=4096, heads=32, inner=11008)
+SEVEN = Needs(state_bytes(7_000_000_000), rows=512, **LLAMA)
+MIXTRAL = Needs(state_bytes(47_000_000_000), rows=512, **LLAMA, experts=8)
+LORA = Needs(state_bytes(40_000_000, 7_000_000_000), rows=64, **LLAMA)
+QLORA = Needs(state_bytes(40_000_000, 7_000_000_000, 4.5), rows=64, **LLAMA)
 
 
 @pytest.mark.parametrize(
