@@ -24,7 +24,9 @@ GPT2 |= {"n_positions": 8, "bos_token_id": 1, "eos_token_id": 2}
 LLAMA = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
 LLAMA |= {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2}
 MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
-CONFIGS = {"gpt2": GPT2, "llama": LLAMA, "mixtral": MIXTRAL}
+# Three key–value heads, each repeated for the two of a tensor axis; six heads over four devices.
+UNEVEN = LLAMA | {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 4}
+CONFIGS = {"gpt2": GPT2, "llama": LLAMA, "mixtral": MIXTRAL, "uneven": UNEVEN}
 
 LAYOUTS = (
     ("ddp", {"data": 8}),
@@ -49,6 +51,8 @@ EXPERTS = (
 CASES = [
     *((name, *layout) for name in ("gpt2", "llama") for layout in LAYOUTS),
     *(("mixtral", *layout) for layout in (*EXPERTS, *LAYOUTS[::2])),
+    ("uneven", "fsdp_tensor", {"fsdp": 4, "tensor": 2}),
+    ("uneven", "sequence", {"fsdp": 2, "tensor": 4}),
 ]
 # The adapter alone, as fine-tuning computes it: the base takes no gradient.
 LORA = [
