@@ -65,7 +65,7 @@ CONFIGS = {
         "alibi": True,
         "initializer_range": 0.1,
     },
-    "bert": SIZES
+    "bert": {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
     | {
         "model_type": "bert",
         "architectures": ["BertForMaskedLM"],
@@ -187,9 +187,11 @@ def test_stages_give_the_loss_and_gradients_of_one_device(name):
     staged_loss, staged = gradients(on_some(**sizes), *case, **execution)
     assert loss > 1 and staged.keys() == grads.keys()
     np.testing.assert_allclose(staged_loss, loss, rtol=1e-5)
+    # Biases of keys have no gradient but rounding errors.
+    smallest = 1e-3 * np.sqrt(sum(np.sum(np.square(g)) for g in grads.values()))
     for path, grad in grads.items():
         assert np.abs(grad).max() > 0, path
-        distance = np.linalg.norm(staged[path] - grad) / np.linalg.norm(grad)
+        distance = np.linalg.norm(staged[path] - grad) / max(np.linalg.norm(grad), smallest)
         assert distance < 1e-5, f"{path}: {distance}"
 
 
@@ -304,7 +306,7 @@ def test_what_stages_cannot_do_is_refused():
         Stack().apply({}, jnp.zeros((4, 8)))
     with pytest.raises(ConfigError, match="microbatches is 0"):
         Execution(microbatches=0)
-    with pytest.raises(ShardingError, match="kernel: axis 'layers' of size 3 .* over stage=2"):
+    with pytest.raises(ShardingError, match="axis 'layers' of size 3 .* over stage=2"):
         model = fmjax.build(LLAMA | {"num_hidden_layers": 3})
         fmjax.init_params(model, jax.random.key(0), mesh=mesh)
 
