@@ -1,5 +1,6 @@
 """Meshes, rule lists and placement: sharding is data."""
 
+from fmjax.parallel.describe import describe
 from fmjax.parallel.distributed import Group, start
 from fmjax.parallel.mesh import AXES, make_mesh
 from fmjax.parallel.placement import batch_sharding, param_shardings, shard_batch
@@ -19,6 +20,7 @@ __all__ = [
     "REPLICATED_RULES",
     "RULES",
     "batch_sharding",
+    "describe",
     "make_mesh",
     "param_shardings",
     "parse_rules",
