@@ -18,13 +18,13 @@ def global_rows(local: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
     Args:
       local: [B / processes, …], this process's rows.
-      sharding: of the result [B, …], the same in all processes; splits the rows only.
+      sharding: of the result [B, …], the same in all processes.
 
     Returns:
       [B, …], rows in the order of the processes.
     """
     shape = (local.shape[0] * jax.process_count(), *local.shape[1:])
-    if jax.process_count() == 1 or own_rows(sharding, shape[0]):
+    if jax.process_count() == 1 or own_rows(sharding, shape):
         return jax.make_array_from_process_local_data(sharding, local, shape)
     by_process = NamedSharding(_process_mesh(sharding.mesh), PartitionSpec("process"))
     return jax.device_put(
@@ -33,11 +33,12 @@ def global_rows(local: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=64)
-def own_rows(sharding: NamedSharding, rows: int) -> bool:
-    """Whether the devices of process i of P want rows i·B/P … (i + 1)·B/P, for all i."""
+def own_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
+    """Whether the devices of process i of P want rows i·B/P … (i + 1)·B/P of [B, …], for all i."""
     wanted: dict[int, set[int]] = {}
-    for device, (index,) in sharding.devices_indices_map((rows,)).items():
-        wanted.setdefault(device.process_index, set()).update(range(rows)[index])
+    rows = shape[0]
+    for device, index in sharding.devices_indices_map(shape).items():
+        wanted.setdefault(device.process_index, set()).update(range(rows)[index[0]])
     share = rows // len(wanted)
     return all(
         found == set(range(i * share, (i + 1) * share))

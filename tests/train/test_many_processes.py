@@ -52,13 +52,14 @@ def end(processes):
         p.stderr.close()
 
 
-def outputs(processes, codes=None):
+def outputs(processes):
     """(stdout, stderr) of each, once all have ended, as they should have."""
     try:
         found = [p.communicate(timeout=240) for p in processes]
     finally:
         end(processes)
-    assert [p.returncode for p in processes] == (codes or [0] * len(processes)), found
+    said = "\n".join(f"--- process {i}\n{out}{err}" for i, (out, err) in enumerate(found))
+    assert [p.returncode for p in processes] == [0] * len(processes), said
     return found
 
 

@@ -86,6 +86,8 @@ def finetune(settings: Any) -> Measured | None:
     measured = task.measure(step, state, ready.valid)
     samples = answers.beside(answers_before, answers(adapted.expanded(state.variables)))
     target = adapted.save(settings.out, state.variables, settings.model)
+    if jax.process_index():
+        return measured
     tokenizer.save(target)
     content = {
         "task": settings.task,

@@ -167,7 +167,8 @@ class TaskRun:
             return None
         measured = measure(outcome.state, thorough=True)
         self._export(self.adapted.counted(outcome.state).variables)
-        write_results(settings, measured, metric, outcome, self.trained, self.notes)
+        if jax.process_index() == 0:
+            write_results(settings, measured, metric, outcome, self.trained, self.notes)
         return measured
 
     def _export(self, variables: dict[str, Any]) -> None:
@@ -177,7 +178,7 @@ class TaskRun:
         target = settings.out / "model"
         params = adapted.merged(variables)
         fmjax.save_pretrained(target, adapted.model, params, carry_from=settings.model)
-        if isinstance(task, EmbeddingTask):
+        if isinstance(task, EmbeddingTask) and jax.process_index() == 0:
             width, length = adapted.model.config.hidden_size, settings.examples.max_length
             write_pooling(target, width, task.pooling, length)
 
