@@ -1,0 +1,75 @@
+"""Ranking of many plans, without compiling any."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from fmjax.core.errors import FmjaxError, ShardingError
+from fmjax.plan import Memory, Plan, parse
+from fmjax.plan.search import Tried, search, to_json
+from fmjax.recipes.plan import Case
+from fmjax.recipes.plan_search import batches, groups, layouts
+
+CASE = Case("llama-7b", "v5e:16", 32, 512)
+
+
+def made(speed: float, used: int = 10, limit: int = 100) -> Plan:
+    values: dict[str, Any] = dict.fromkeys(f.name for f in dataclasses.fields(Plan))
+    values |= {
+        "hbm_bytes_per_device": used,
+        "hbm_limit_bytes": limit,
+        "fits": used <= limit,
+        "tokens_per_second": speed,
+        "model_flops_utilisation": 0.5,
+        "bound_by": "hbm",
+        "memory": Memory(1, 2, 3, 4),
+    }
+    return Plan(**values)
+
+
+def test_the_first_of_a_group_that_fits_ends_it_and_the_fastest_is_first() -> None:
+    plans = {"a": made(0, 200), "b": made(5), "c": made(9), "d": made(7)}
+    told: list[Tried] = []
+    ranked = search(
+        [[(n, n) for n in "abc"], [("d", "d")], [("e", "e"), ("f", "f")]],
+        lambda name: plans[name] if name in plans else refuse(name),
+        told.append,
+    )
+    assert [t.name for t in told] == ["a", "b", "d", "e"]
+    assert [t.name for t in ranked] == ["d", "b", "a", "e"]
+    assert [t.fits for t in ranked] == [True, True, False, False]
+    assert "does not fit" in ranked[2].line() and "refused, no e" in ranked[3].line()
+    read = json.loads(to_json(ranked))
+    assert [p["name"] for p in read["ranked"]] == ["d", "b", "a"]
+    assert read["refused"] == {"e": "no e"}
+
+
+def refuse(name: str) -> Plan:
+    raise ShardingError(f"no {name}")
+
+
+def test_where_no_layout_works_the_reason_is_said() -> None:
+    with pytest.raises(FmjaxError, match="no layout works; the last said: no b"):
+        search([[("a", "a")], [("b", "b")]], refuse)
+
+
+def test_groups_go_from_the_fastest_to_the_smallest() -> None:
+    found = list(groups(CASE, parse(CASE.topology)))
+    for group in found:
+        assert [case.remat for _, case in group] == ["none", "dots", "attention", "full"]
+        assert len({(case.mesh, case.rules, case.batch) for _, case in group}) == 1
+    names = [name for group in found for name, _ in group]
+    assert len(names) == len(set(names))
+
+
+def test_what_is_asked_for_is_kept() -> None:
+    assert layouts(CASE, 16)[0] == ("fsdp=16", "fsdp_tensor")
+    assert layouts(CASE, 1) == [("", "")]
+    assert layouts(dataclasses.replace(CASE, mesh="fsdp=4,tensor=4"), 16) == [
+        ("fsdp=4,tensor=4", "")
+    ]
+    assert batches(32, 16) == [32, 64, 16]
+    assert batches(16, 16) == [16, 32]
+    assert batches(3, 2) == [6]

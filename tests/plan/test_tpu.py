@@ -1,0 +1,148 @@
+"""Real steps compiled for TPUs that are not there; needs libtpu, whose tests take turns."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import fmjax
+from fmjax.cli.main import main
+from fmjax.objectives import CausalLM
+from fmjax.parallel import make_mesh
+from fmjax.plan import describe, parse
+from fmjax.recipes.options import Adaptation
+from fmjax.recipes.plan import Case, plan_case
+from fmjax.train import adamw, make_step
+
+pytestmark = pytest.mark.usefixtures("libtpu")
+
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "vocab_size": 1024,
+}
+OVERRIDE = tuple(f"{name}={n}" for name, n in SIZES.items())
+CASE = Case("llama-7b", "v5e:4", 8, 256, attention="xla", override=OVERRIDE)
+MATRICES = 2 * 1024 * 256 + 2 * (4 * 256 * 256 + 3 * 256 * 512)
+
+
+@pytest.mark.parametrize("text", ["v4:1", "v4:2x2x1", "v5e:1", "v5e:2x4", "v5p:1", "v6e:4"])
+def test_devices_are_as_many_as_chips(text: str) -> None:
+    topology = parse(text)
+    devices = describe(topology)
+    assert len(devices) == topology.count
+    assert {d.platform for d in devices} == {"tpu"}
+
+
+def test_the_command_prints_a_plan_and_writes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.json"
+    line = "plan --model llama-7b --topology v5e:4 --batch 8 --seq 256 --attention xla --json"
+    assert main([*line.split(), str(file), "--override", *OVERRIDE]) == 0
+    out = capsys.readouterr().out
+    assert "4 × v5e, fsdp 4" in out and "fits" in out and "bound by" in out
+    read = json.loads(file.read_text())
+    total = read["argument_bytes"] + read["temp_bytes"] + read["output_bytes"]
+    assert read["hbm_bytes_per_device"] == total - read["alias_bytes"]
+    assert read["fits"] is True and read["hbm_limit_bytes"] == int(15.75 * 2**30)
+    assert 4 * MATRICES // 4 < read["memory"]["weights"] < 4.2 * MATRICES // 4
+    assert sum(read["memory"].values()) == read["hbm_bytes_per_device"]
+    # Weights are gathered at bfloat16 for two passes, and gradients reduced.
+    moved = sum(read["collective_bytes"].values())
+    assert 3 * 2 * MATRICES * 3 // 4 < moved < 5 * 2 * 2 * MATRICES
+    tokens = 8 * 256
+    model = tokens * (6 * (MATRICES - 1024 * 256) + 6 * 2 * 256 * 256) / 4
+    assert read["model_flops_per_device"] == pytest.approx(model, rel=0.01)
+    assert read["flops_per_device"] > model
+
+
+def test_what_does_not_fit_is_told_what_to_change() -> None:
+    large = dataclasses.replace(
+        CASE, topology="v5e:1", batch=512, seq=2048, remat="none", override=OVERRIDE
+    )
+    result = plan_case(large)
+    assert not result.fits
+    assert result.hbm_bytes_per_device > result.hbm_limit_bytes
+    assert result.temp_bytes is None and result.estimated_step_seconds is None
+    assert result.flops_per_device > 0
+    said = " ".join(result.advice)
+    assert "--remat full" in said and "--accumulate 2" in said and "--batch 256" in said
+    assert "what to change" in str(result)
+
+
+def test_frozen_weights_of_four_bits_take_a_quarter_of_bfloat16() -> None:
+    found = {
+        method: plan_case(
+            dataclasses.replace(
+                CASE, topology="v5e:1", batch=2, adaptation=Adaptation(method=method)
+            )
+        ).memory
+        for method in ("lora", "qlora")
+    }
+    tables, adapter = 2 * 2 * 1024 * 256, 4 * 2 * 8 * (4 * 512 + 3 * 768)
+    layers = MATRICES - 2 * 1024 * 256
+    whole = {"lora": 2 * layers, "qlora": 4.127 / 8 * layers}
+    for method, memory in found.items():
+        assert memory.weights == pytest.approx(tables + adapter + whole[method], rel=0.02)
+        assert memory.optimizer == pytest.approx(2 * adapter, rel=0.02)
+
+
+def test_traffic_of_scanned_layers_is_the_compilers_of_unrolled_ones() -> None:
+    """XLA's own count is right where nothing loops: two layers less one, against a scanned plan."""
+    topology = parse("v5e:1")
+    mesh = make_mesh(data=1, devices=describe(topology))
+    batch = {"input_ids": jax.ShapeDtypeStruct((2, 512), jnp.int32)}
+
+    def unrolled(layers: int) -> float:
+        sizes = {**SIZES, "num_hidden_layers": layers}
+        model = fmjax.build(
+            "llama-7b",
+            override=sizes,
+            dtype="bfloat16",
+            attention="xla",
+            remat="full",
+            scan_layers=False,
+        )
+        step = make_step(model, CausalLM(), adamw(1e-3), mesh=mesh)
+        state = step.abstract_state({"params": fmjax.abstract_params(model)})
+        return step.lower(state, batch).compile().cost_analysis()["bytes accessed"]
+
+    def scanned(layers: int) -> int:
+        override = (*OVERRIDE, f"num_hidden_layers={layers}")
+        case = dataclasses.replace(
+            CASE, topology="v5e:1", batch=2, seq=512, packed=False, override=override
+        )
+        return plan_case(case).hbm_traffic_bytes_per_device
+
+    expected = unrolled(4) - unrolled(2)
+    assert scanned(16) - scanned(14) == pytest.approx(expected, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"batch": 6}, "a batch of 6 rows does not divide over fsdp=4"),
+        ({"batch": 0}, "--batch 0 and --seq 256 must be at least 1"),
+        ({"mesh": "fsdp=3"}, "mesh fsdp=3 does not divide the 4 devices"),
+        ({"mesh": "pods=4"}, "no axis 'pods'"),
+        ({"mesh": "fsdp=many"}, "write axis=number"),
+        ({"rules": "none_such"}, "no list 'none_such'"),
+        ({"remat": "some"}, "remat 'some' is unknown"),
+        ({"attention": "some"}, "attention 'some' is unknown"),
+        ({"model": "no-such-model"}, "no such directory or config.json, nor a published size"),
+        ({"model": "gpt2", "seq": 2048, "override": ()}, "more than the model's context of 1024"),
+        ({"adaptation": Adaptation(quantize="nf4")}, "weights of few bits cannot be trained"),
+    ],
+)
+def test_wrong_settings_are_one_line(changed: dict, said: str) -> None:
+    with pytest.raises(fmjax.FmjaxError) as e:
+        plan_case(dataclasses.replace(CASE, **changed))
+    assert said in str(e.value) and "\n" not in str(e.value)
