@@ -24,6 +24,8 @@ class PlanStep:
         chips are on fsdp.
       rules: A ready list of sharding rules and pairs in front of it, such as
         fsdp_tensor,embed=none.
+      adapter_dtype: Of what is trained beside frozen weights: auto is bfloat16 for qlora, else
+        float32.
       moments: Of AdamW.
       quantize: Frozen weights in 4 bits (nf4) or 8 (int8); qlora takes nf4 unless told otherwise.
       rank: Rank of low-rank matrices.
@@ -44,6 +46,7 @@ class PlanStep:
     remat: str = "full"
     mesh: str = ""
     rules: str = ""
+    adapter_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     moments: Literal["float32", "bfloat16", "int8"] = "float32"
     quantize: Literal["none", "nf4", "int8"] = "none"
     rank: int = 8
@@ -72,6 +75,7 @@ class PlanStep:
                 method=self.method,
                 rank=self.rank,
                 moments=self.moments,
+                adapter_dtype=self.adapter_dtype,
                 quantize=self.quantize,
             ),
             Optimization(accumulate=self.accumulate),

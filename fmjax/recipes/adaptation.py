@@ -71,8 +71,9 @@ class Adapted:
           **adam: of `fmjax.train.adamw`.
         """
         settings, layers = self.settings, self.model.config.num_hidden_layers
-        # What is trained is float32 here, so that its moments are by themselves.
-        moments = None if settings.moments == "float32" else settings.moments
+        dtype = settings.trained_dtype(self.model.execution.dtype.name)
+        # Moments of what is float32 are so by themselves.
+        moments = None if settings.moments == dtype == "float32" else settings.moments
         parts = [adamw(rate, moment_dtype=moments, **adam)]
         if settings.lora_plus != 1:
             parts.append(lora_plus(settings.lora_plus))
@@ -196,7 +197,9 @@ def open_adapted(
     task = override is not None
     heads = head_modules(model) if task and override["head"] else ()
     spec = adapter_spec(adaptation, model, heads, task, tokenizer)
-    variables["adapter"] = peft.init(jax.random.key(seed + 2), spec, model, params)
+    variables["adapter"] = peft.init(
+        jax.random.key(seed + 2), spec, model, params, dtype=adaptation.trained_dtype(dtype)
+    )
     return Adapted(model, variables, spec, adaptation)
 
 

@@ -4,7 +4,7 @@ The text below each field is the field's `--help`. Importing this module imports
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 Schedule = Literal["auto", "cosine", "wsd", "linear", "constant"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -132,6 +132,8 @@ class Adaptation:
       prompt_text: Text whose vectors a prompt starts from; without it, random ones.
       quantize: Frozen weights in 4 bits (nf4) or 8 (int8), with any method but full. qlora takes
         nf4 unless told otherwise.
+      adapter_dtype: Of what is trained beside frozen weights. auto is float32, and for qlora the
+        precision of the computation, as its authors have it.
       moments: Of AdamW: float32, or bfloat16 or int8 to save memory.
       ema: Decay of an average of the trained weights, which a task is measured with and which is
         what is saved; 0 for none, 0.999 is usual.
@@ -151,6 +153,7 @@ class Adaptation:
     projection: bool = False
     prompt_text: str = ""
     quantize: Literal["none", "nf4", "int8"] = "none"
+    adapter_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     moments: Literal["float32", "bfloat16", "int8"] = "float32"
     ema: float = 0.0
     freeze: tuple[str, ...] = ()
@@ -160,6 +163,12 @@ class Adaptation:
     def precision(self) -> str:
         """Of the frozen weights: "none" (as the computation), "nf4" or "int8"."""
         return "nf4" if self.method == "qlora" and self.quantize == "none" else self.quantize
+
+    def trained_dtype(self, computation: str) -> str:
+        """Of the adapter, for a computation in this dtype."""
+        if self.adapter_dtype != "auto":
+            return self.adapter_dtype
+        return computation if self.method == "qlora" else "float32"
 
     @property
     def positions(self) -> int:
@@ -182,6 +191,7 @@ class Adaptation:
             "targets": (*low_rank, "ia3"),
             "projection": ("prefix",),
             "prompt_text": ("prompt",),
+            "adapter_dtype": tuple(m for m in get_args(Method) if m != "full"),
             "freeze": ("full",),
             "freeze_layers": ("full",),
         }

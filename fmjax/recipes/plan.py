@@ -72,6 +72,7 @@ class Case:
             "remat": self.remat,
             "attention": self.attention,
             "moments": a.moments,
+            "adapter_dtype": "" if a.adapter_dtype == "auto" else a.adapter_dtype,
             "quantize": "" if a.precision == "none" else a.precision,
             "rank": a.rank if a.method in ("lora", "rslora", "dora", "qlora") else "",
             "accumulate": o.accumulate if o.accumulate > 1 else "",
@@ -165,7 +166,7 @@ def build(
     variables, spec = {"params": params}, None
     if not full:
         spec = adapter_spec(a, model)
-        variables["adapter"] = peft.abstract(spec, model, "float32")
+        variables["adapter"] = peft.abstract(spec, model, a.trained_dtype("bfloat16"))
     adapted = Adapted(model, variables, spec, a)
     optimization = case.optimization.completed(is_masked(config))
     rate = schedule(optimization)
