@@ -109,7 +109,7 @@ def ring_attention(
         k, v = (jnp.broadcast_to(x, (B, *x.shape)) for x in (k, v))
         virtual = _keys(k, v, bias, sight, slice(P))
     size = _block_size(B // shares[0] * (H // shares[1]), T // shares[2], side)
-    ring = Ring(*partition, softcap, (size, size))
+    ring = Ring(mesh, *partition, softcap, (size, size))
     q = q_BHTK.reshape(B, G, H // G, T, K)
     of_queries = sight.replace(k_slot=None, k_segment=None, valid=None)
     return attend_around(ring, q, keys, virtual, of_queries)

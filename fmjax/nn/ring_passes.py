@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from fmjax.nn import attention_blockwise as blocks
 from fmjax.nn import sequence
@@ -50,11 +50,13 @@ class Ring:
     """How the arrays lie on the mesh, and what else is static.
 
     Attributes:
+      mesh: the devices; the backward pass may be traced where it is no longer the current one.
       batch, heads, seq: entries of the arrays' partitions.
       softcap: of the scores.
       sizes: of a block.
     """
 
+    mesh: Mesh
     batch: Any
     heads: Any
     seq: Any
@@ -148,7 +150,7 @@ def _forward(
 
     arguments = (q_BGRTK, keys, virtual, sight)
     results = _results(ring)
-    run = sequence.on_each_device(one_device, ring.layouts(*arguments), results)
+    run = sequence.on_each_device(one_device, ring.mesh, ring.layouts(*arguments), results)
     out, logsumexp = (checkpoint_name(x, "attention") for x in run(*arguments))
     return out, (*arguments, out, logsumexp)
 
@@ -195,6 +197,7 @@ def _backward(ring: Ring, saved: Any, d_out: jax.Array) -> tuple[Any, ...]:
     of_q, of_keys, of_virtual, _ = arguments
     run = sequence.on_each_device(
         one_device,
+        ring.mesh,
         (*arguments, *results, results[0]),
         (of_q, of_keys[:3], of_virtual and of_virtual[:3]),
     )

@@ -48,9 +48,10 @@ def parts(mesh: Mesh, axes: tuple[str, ...]) -> int:
     return math.prod(mesh.shape[a] for a in axes)
 
 
-def on_each_device(f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """f over the parts that the devices of the current mesh hold."""
-    mesh, _ = logical.current()
+def on_each_device(
+    f: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """f over the parts that the devices of the mesh hold."""
     # Inside a map over some of the axes, only the others are left to be mapped.
     around = jax.sharding.get_abstract_mesh()
     taken = set(around.manual_axes)
@@ -119,4 +120,4 @@ def zigzag(x: jax.Array, inverse: bool = False) -> jax.Array:
             first, second = swap_on_odd(first, second)
         return jnp.concatenate([first, second], axis=1)
 
-    return on_each_device(one_device, spec, spec)(x)
+    return on_each_device(one_device, mesh, spec, spec)(x)
