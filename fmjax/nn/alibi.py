@@ -23,12 +23,16 @@ def slopes(heads: int) -> np.ndarray:
     return np.array(series + between, np.float32)
 
 
-def token_positions(valid_BS: jax.Array) -> jax.Array:
+def token_positions(valid_BS: jax.Array, slots_1S: jax.Array | None = None) -> jax.Array:
     """i32 [B, S]: how many tokens stand before each slot in its row; 0 where there is none.
 
     Args:
       valid_BS: bool, which slots hold a token. Padding may stand anywhere.
+      slots_1S: i32, where the slots stand in the text; None: in order.
     """
+    if slots_1S is not None:
+        order, slots = jnp.argsort(slots_1S[0]), slots_1S[0]
+        return token_positions(valid_BS[:, order])[:, slots]
     valid = valid_BS.astype(jnp.int32)
     return (jnp.cumsum(valid, -1) - 1) * valid
 

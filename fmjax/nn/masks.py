@@ -62,13 +62,18 @@ class Mask:
         """The same mask, of so many queries and keys, for kernels that look at blocks of them."""
         T, S, P = queries, keys, self.virtual
         begin = None
+        q_slot = self.slots
+        if q_slot is None:
+            q_slot = (jnp.arange(T, dtype=jnp.int32) + self.offset)[None]
         if self.window is not None and (P or self.shared):
-            slot = jnp.arange(T)[None] + self.offset
-            begin = jnp.where(slot < self.shared, slot, self.shared + self._tokens_before(T))
+            begin = jnp.where(q_slot < self.shared, q_slot, self.shared + self._tokens_before(T))
+        k_slot = jnp.arange(S if self.slots is None else P, dtype=jnp.int32)[None] - P
+        if self.slots is not None:
+            k_slot = jnp.concatenate([k_slot, self.slots], 1)
         q_segment, k_segment = self.segments or (None, None)
         return Sight(
-            q_slot=(jnp.arange(T, dtype=jnp.int32) + self.offset)[None],
-            k_slot=(jnp.arange(S, dtype=jnp.int32) - P)[None],
+            q_slot=q_slot,
+            k_slot=k_slot,
             q_segment=q_segment,
             k_segment=None if k_segment is None else jnp.pad(k_segment, ((0, 0), (P, 0))),
             # Virtual keys are tokens.
@@ -85,7 +90,15 @@ class Mask:
     def _tokens_before(self, queries: int) -> jax.Array:
         """i32 [B or 1, T]: how many tokens of its own text stand before each query."""
         if self.valid is None and self.segments is None:
-            return (jnp.arange(queries) + self.offset - self.shared)[None]
+            slot = jnp.arange(queries)[None] + self.offset if self.slots is None else self.slots
+            return slot - self.shared
+        if self.slots is not None:
+            # Counted in the order of the text.
+            order, slots = jnp.argsort(self.slots[0]), self.slots[0]
+            inputs = (self.valid, self.segments)
+            valid, segments = jax.tree.map(lambda x: x[:, order], inputs)
+            text = self.replace(slots=None, valid=valid, segments=segments)
+            return text._tokens_before(queries)[:, slots]
         token = (self.segments[0] > 0) if self.valid is None else self.valid
         token = (token & (jnp.arange(token.shape[1]) >= self.shared)).astype(jnp.int32)
         before = jnp.cumsum(token, 1) - token

@@ -7,32 +7,39 @@ with smaller pieces in striped attention, arXiv:2311.09431): at every step of th
 then has the same number of visible (query, key) pairs.
 
 A decoder enters this order before its first layer and leaves it before its head, so objectives,
-heads and outputs know nothing of it. What depends on order in between says so by `Mask.slots`.
+heads and outputs know nothing of it. What depends on order in between goes by `Mask.slots`.
 
 Shapes: B batch, T tokens, n devices along the sequence.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from fmjax.core import logical
 from fmjax.nn.masks import Mask
 
 
-def split_axes() -> tuple[str, ...]:
-    """The mesh axes larger than 1 that split "seq" while attending; none outside a mesh.
+def split_axes(tokens: int) -> tuple[str, ...]:
+    """The mesh axes larger than 1 that split a sequence of T tokens; none outside a mesh.
 
-    What splits the heads as well (sequence parallelism) splits the sequence elsewhere only.
+    Raises:
+      ShardingError: T does not divide over them.
     """
     current = logical.current()
     if current is None:
         return ()
     mesh, rules = current
-    _, entry = logical.spec(("act_heads", "seq"), rules, mesh, name="activation")
+    return names(logical.spec(("seq",), rules, mesh, (tokens,), "activation")[0])
+
+
+def names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one entry of a partition."""
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
@@ -41,14 +48,31 @@ def parts(mesh: Mesh, axes: tuple[str, ...]) -> int:
     return math.prod(mesh.shape[a] for a in axes)
 
 
+def on_each_device(
+    f: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """f over the parts that the devices of the mesh hold."""
+    # Inside a map over some of the axes, only the others are left to be mapped.
+    around = jax.sharding.get_abstract_mesh()
+    taken = set(around.manual_axes)
+    return jax.shard_map(
+        f,
+        mesh=around if taken else mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=set(mesh.axis_names) - taken,
+        check_vma=False,
+    )
+
+
 def balanced_slots(mask: Mask, tokens: int, cached: bool) -> np.ndarray | None:
     """i32 [1, T], the slot of each token in zigzag order; None where the order stays as it is.
 
     It stays where the sequence is not split, where keys come from a cache, where queries see both
     sides (all have the same work) and where T is not a multiple of 2n.
     """
-    axes = split_axes()
-    if not axes or cached or not mask.causal:
+    axes = () if cached or not mask.causal else split_axes(tokens)
+    if not axes:
         return None
     n = parts(logical.current()[0], axes)
     if tokens % (2 * n):
@@ -58,16 +82,23 @@ def balanced_slots(mask: Mask, tokens: int, cached: bool) -> np.ndarray | None:
     return chunks[order].reshape(1, -1)
 
 
+def balanced(mask: Mask, slots: np.ndarray) -> Mask:
+    """The mask of the same tokens in zigzag order."""
+    valid = None if mask.valid is None else zigzag(mask.valid)
+    segments = None if mask.segments is None else tuple(map(zigzag, mask.segments))
+    return mask.replace(valid=valid, segments=segments, slots=jnp.asarray(slots))
+
+
 def zigzag(x: jax.Array, inverse: bool = False) -> jax.Array:
     """x [B, T, …] from the order of the text to zigzag order, or back.
 
     Each device sends its two halves to one device each; nothing is gathered.
     """
     mesh, rules = logical.current()
-    axes = split_axes()
+    axes = split_axes(x.shape[1])
     n = parts(mesh, axes)
-    rows, _, tokens = logical.spec(("batch", "act_heads", "seq"), rules, mesh, name="activation")
-    spec = PartitionSpec(rows, tokens)
+    names = ("batch", "seq", *(None,) * (x.ndim - 2))
+    spec = logical.spec(names, rules, mesh, x.shape, "activation")
     # Device d holds chunks 2d and 2d + 1 of the text. Each permutation reaches every device once:
     # the even chunks go to even devices from the front half, to odd ones from the back half.
     home = [c if c < n else 2 * n - 1 - c for c in range(2 * n)]
@@ -89,11 +120,4 @@ def zigzag(x: jax.Array, inverse: bool = False) -> jax.Array:
             first, second = swap_on_odd(first, second)
         return jnp.concatenate([first, second], axis=1)
 
-    return jax.shard_map(one_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(x)
-
-
-def balanced(mask: Mask, slots: np.ndarray) -> Mask:
-    """The mask of the same tokens in zigzag order."""
-    valid = None if mask.valid is None else zigzag(mask.valid)
-    segments = None if mask.segments is None else tuple(map(zigzag, mask.segments))
-    return mask.replace(valid=valid, segments=segments, slots=jnp.asarray(slots))
+    return on_each_device(one_device, mesh, spec, spec)(x)

@@ -88,7 +88,10 @@ def shard_batch(
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         if isinstance(x, jax.Array):
             return jax.device_put(x, sharding)
-        return global_rows(x, sharding)
+        if name not in sequences or jax.process_count() == 1:
+            return global_rows(x, sharding)
+        # A process has whole rows, of which its devices may need a part.
+        return jax.device_put(global_rows(x, batch_sharding(mesh, rules)), sharding)
 
     return {name: put(name, x) for name, x in batch.items()}
 

@@ -8,59 +8,74 @@ import numpy as np
 import pytest
 
 from fmjax.core import logical
-from fmjax.nn import sequence
-from fmjax.nn.attention import _xla
+from fmjax.nn import prefix_port, sequence
+from fmjax.nn.attention_xla import xla
 from fmjax.nn.masks import Mask
 from fmjax.nn.ring_attention import ring_attention
 from fmjax.parallel import DEFAULT_RULES, make_mesh
 
 B, H, G, T, K = 2, 4, 2, 48, 8
 
+# Quick to compile, slow to run, for programs that run once.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
-def reference(q, k, v, mask, scale, softcap):
-    return jnp.swapaxes(_xla(q, k, v, mask, None, scale, softcap, lambda p: p), 1, 2)
+
+def reference(q, k, v, prefix, bias, mask, softcap):
+    if prefix is not None:
+        k, v = (prefix_port.join(p, x) for p, x in zip(prefix, (k, v), strict=True))
+    return xla(q, k, v, mask, bias, softcap, lambda p: p)
 
 
 def arrays(T=T, H=H, G=G, seed=0):
     rng = np.random.RandomState(seed)
     q, k, v = (jnp.asarray(rng.randn(B, h, T, K), jnp.float32) for h in (H, G, G))
-    return q, k, v, jnp.asarray(rng.randn(B, T, H, K), jnp.float32)
+    return q, k, v, jnp.asarray(rng.randn(B, T, H * K), jnp.float32)
 
 
 def in_zigzag(x, axis):
     return jnp.swapaxes(sequence.zigzag(jnp.swapaxes(x, 1, axis)), 1, axis)
 
 
-def ring(q, k, v, mask, scale, softcap, tile):
+def ring(q, k, v, prefix, bias, mask, softcap, side):
     """In zigzag order inside, in the order of the text outside."""
     slots = sequence.balanced_slots(mask, q.shape[2], cached=False)
     if slots is None:
-        return ring_attention(q, k, v, mask, scale=scale, softcap=softcap, tile=tile)
+        return ring_attention(q, k, v, mask, prefix, bias, softcap, side)
     q, k, v = (in_zigzag(x, 2) for x in (q, k, v))
+    if bias is not None:
+        P = mask.virtual
+        moved = jnp.broadcast_to(bias[..., P:], (B, *bias.shape[1:3], q.shape[2]))
+        virtual = jnp.broadcast_to(bias[..., :P], (B, *bias.shape[1:3], P))
+        bias = jnp.concatenate([virtual, in_zigzag(moved, 3)], 3)
     mask = sequence.balanced(mask, slots)
-    out = ring_attention(q, k, v, mask, scale=scale, softcap=softcap, tile=tile)
+    out = ring_attention(q, k, v, mask, prefix, bias, softcap, side)
     return sequence.zigzag(out, inverse=True)
 
 
-def agree(mesh, mask, T=T, H=H, G=G, softcap=None, tile=512):
+def agree(mesh, mask, T=T, H=H, G=G, softcap=None, side=None, bias=None):
     *qkv, weight = arrays(T, H, G)
+    prefix = tuple(arrays(mask.virtual, G=G, seed=1)[1:3]) if mask.virtual else None
+    prefix = prefix and tuple(x[0] for x in prefix)
     # A query that sees nothing has no meaning; the two differ there.
-    seen = mask.dense(T, T)
-    alive = True if seen is None else jnp.any(seen, -1)[:, 0, :, None, None]
+    seen = mask.dense(T, T + mask.virtual)
+    alive = True if seen is None else jnp.any(seen, -1)[:, 0, :, None]
     weight = jnp.where(alive, weight, 0)
 
-    def loss(attend, *qkv):
-        out = attend(*qkv, mask, 0.3, softcap)
+    def loss(attend, q, *others):
+        out = attend(q * 0.3, *others, mask, softcap)
         return jnp.sum(out * weight), jnp.where(weight != 0, out, 0)
 
     def run(attend):
         f = functools.partial(loss, attend)
-        return jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True))(*qkv)
+        f = jax.value_and_grad(f, argnums=(0, 1, 2, 3, 4), has_aux=True)
+        return jax.jit(f, compiler_options=QUICK)(*qkv, prefix, bias)
 
     expected = run(reference)
     with logical.use(mesh, DEFAULT_RULES):
-        found = run(functools.partial(ring, tile=tile))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        found = run(functools.partial(ring, side=side))
+    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    assert len(found) == 5 + 2 * (prefix is not None) + (bias is not None)
+    for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -90,7 +105,13 @@ MASKS = {
     "window, traced": Mask(window=jnp.int32(9)),
     "window, packed": Mask(window=9, segments=packed()),
     "prefix": Mask(prefix=jnp.asarray([13, 0])),
+    "prefix, window": Mask(prefix=jnp.asarray([13, 0]), window=9),
+    "virtual keys": Mask(virtual=3, valid=padding()),
+    "virtual keys, packed": Mask(virtual=3, segments=packed()),
+    "virtual keys, window, packed": Mask(virtual=3, window=9, segments=packed()),
+    "virtual keys, window, padding": Mask(virtual=3, window=9, valid=padding()),
     "prompt": Mask(shared=6, segments=tuple(x.at[:, :6].set(-1) for x in packed())),
+    "prompt, window": Mask(shared=6, window=9, valid=padding().at[:, :6].set(True)),
 }
 
 
@@ -104,9 +125,9 @@ def test_sizes_of_the_ring(context):
     agree(make_mesh(context=context, devices=jax.devices()[:context]), MASKS["packed"])
 
 
-@pytest.mark.parametrize("tile", [1, 2, 4, 5])
-def test_tiles(tile):
-    agree(make_mesh(data=2, context=4), MASKS["packed and padding"], tile=tile)
+@pytest.mark.parametrize("side", [1, 2, 4, 5])
+def test_sides_of_a_block(side):
+    agree(make_mesh(data=2, context=4), MASKS["packed and padding"], side=side)
 
 
 def test_a_length_that_zigzag_does_not_divide():
@@ -115,6 +136,14 @@ def test_a_length_that_zigzag_does_not_divide():
 
 def test_softcap():
     agree(make_mesh(data=2, context=4), MASKS["padding"], softcap=1.5)
+
+
+@pytest.mark.parametrize("rows", [1, B])
+@pytest.mark.parametrize("virtual", [0, 3])
+def test_bias_of_each_key(rows, virtual):
+    bias = jnp.asarray(np.random.RandomState(3).randn(rows, H, 1, virtual + T), jnp.float32)
+    mask = Mask(virtual=virtual, valid=padding())
+    agree(make_mesh(data=2, tensor=2, context=2), mask, bias=bias)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1), (8, 2)])

@@ -78,12 +78,17 @@ def loss_and_gradients(model, variables, batch, mesh, objective, rng=None):
 
 
 @functools.lru_cache
-def on_one_device(config, kind, objective):
-    """(parameters, loss, gradients)."""
+def on_one_device(config, kind, objective, spec=None):
+    """(variables, loss, gradients); with an adapter whose values are not zero."""
     model = fmjax.build(dict(config))
-    params = fmjax.init_params(model, jax.random.key(0))
-    variables = {"params": params}
-    return params, *loss_and_gradients(model, variables, batch_of(kind), None, objective)
+    variables = {"params": fmjax.init_params(model, jax.random.key(0))}
+    if spec is not None:
+        adapter = fmjax.peft.init(jax.random.key(1), spec, model, variables["params"])
+        leaves, tree_ = jax.tree.flatten(jax.device_get(adapter))
+        rng = np.random.RandomState(2)
+        leaves = [(x + 0.3 * rng.randn(*x.shape)).astype(x.dtype) for x in leaves]
+        variables["adapter"] = jax.tree.unflatten(tree_, leaves)
+    return variables, *loss_and_gradients(model, variables, batch_of(kind), None, objective)
 
 
 def mesh_of(**sizes):
@@ -97,11 +102,11 @@ def on_mesh(model, params, mesh):
     )
 
 
-def agree(config, kind, objective=None, remat="none", **sizes):
+def agree(config, kind, objective=None, remat="none", spec=None, **sizes):
     objective, mesh = objective or CausalLM(), mesh_of(**sizes)
-    params, loss, grads = on_one_device(tuple(config.items()), kind, objective)
+    variables, loss, grads = on_one_device(tuple(config.items()), kind, objective, spec)
     model = fmjax.build(config, remat=remat)
-    variables = {"params": on_mesh(model, params, mesh)}
+    variables = {**variables, "params": on_mesh(model, variables["params"], mesh)}
     found, found_grads = loss_and_gradients(model, variables, batch_of(kind), mesh, objective)
     np.testing.assert_allclose(found, loss, rtol=1e-5)
     assert_close(found_grads, grads)
@@ -140,6 +145,20 @@ def test_windows_softcaps_and_a_single_key_head(config):
     agree(config, "packed", context=2, fsdp=2, tensor=2)
 
 
+@pytest.mark.parametrize("kind", ["plain", "padded", "packed"])
+def test_alibi(kind):
+    agree(FALCON | {"alibi": True}, kind, context=4, data=2)
+
+
+@pytest.mark.parametrize("config", [LLAMA, MISTRAL], ids=["llama", "mistral"])
+@pytest.mark.parametrize(
+    "spec", [fmjax.peft.LoRA(2), fmjax.peft.Prefix(3), fmjax.peft.Prompt(16)], ids=str
+)
+def test_adapters(config, spec):
+    """Virtual tokens stand before every text, also where windows and packing count from it."""
+    agree(config, "padded", spec=spec, context=4, data=2)
+
+
 def test_experts():
     objective = CausalLM(router_loss=0.1, router_metrics=True)
     agree(MIXTRAL, "padded", objective, context=2, expert=2, fsdp=2)
@@ -159,8 +178,8 @@ def test_training_is_that_of_one_device():
 
     def losses(mesh, **options):
         model = fmjax.build(LLAMA, remat="full")
-        params, *_ = on_one_device(tuple(LLAMA.items()), "packed", CausalLM())
-        params = jax.tree.map(np.array, params)  # The step consumes what it is given.
+        variables, *_ = on_one_device(tuple(LLAMA.items()), "packed", CausalLM())
+        params = jax.tree.map(np.array, variables["params"])  # The step consumes what it is given.
         params = params if mesh is None else on_mesh(model, params, mesh)
         step = make_step(model, CausalLM(), adamw(1e-2), mesh=mesh, **options)
         state, found = step.init({"params": params}, jax.random.key(1)), []
@@ -242,20 +261,6 @@ def test_dropout_of_probabilities_is_refused():
         run(config, rngs={"dropout": jax.random.key(0)})
 
 
-def test_alibi_is_refused():
-    with pytest.raises(ConfigError, match="bias on the scores.*context=4.*rotary"):
-        run(FALCON | {"alibi": True})
-
-
-def test_prefixes_are_refused():
-    model = fmjax.build(GPT2 | {"n_positions": T + 4})
-    params = fmjax.init_params(model, jax.random.key(0))
-    adapter = fmjax.peft.init(jax.random.key(1), fmjax.peft.Prefix(4), model, params)
-    variables = {"params": params, "adapter": adapter}
-    with pytest.raises(ConfigError, match="prefix of 4 virtual keys.*context=4"):
-        run(GPT2 | {"n_positions": T + 4}, variables)
-
-
 def test_a_kernel_for_whole_sequences_is_refused():
-    with pytest.raises(ConfigError, match="attention 'xla' needs whole sequences.*context=4"):
+    with pytest.raises(ConfigError, match="attention='xla' cannot be combined.*context=4.*'auto'"):
         run(GPT2, execution={"attention": "xla"})

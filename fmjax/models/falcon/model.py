@@ -99,8 +99,8 @@ class Falcon(DecoderModel):
         """Embeddings, layers, final norm; see `DecoderModel`."""
         cfg, ex = self.config, self.execution
         if cfg.alibi:
-            valid, prefix = ctx.mask.valid, ctx.mask.virtual
-            keys_BS = positions if valid is None else prefix + token_positions(valid)
+            valid, prefix, slots = ctx.mask.valid, ctx.mask.virtual, ctx.mask.slots
+            keys_BS = positions if valid is None else prefix + token_positions(valid, slots)
             virtual_BP = jnp.broadcast_to(jnp.arange(prefix), (keys_BS.shape[0], prefix))
             keys_BS = jnp.concatenate([virtual_BP, keys_BS], 1)
             # Rounded as in training, and scaled like the scores.
