@@ -16,6 +16,7 @@ from fmjax.core.errors import ConfigError
 from fmjax.data import Tokenizer
 from fmjax.models.registry import get_family
 from fmjax.peft.base import Base
+from fmjax.recipes.layout import Layout
 from fmjax.recipes.models import compute_dtype
 from fmjax.recipes.options import Adaptation, Hardware
 from fmjax.train import (
@@ -154,7 +155,7 @@ def open_adapted(
     adaptation: Adaptation,
     directory: str | Path,
     hardware: Hardware,
-    mesh: jax.sharding.Mesh,
+    layout: Layout,
     seed: int,
     *,
     tokenizer: Tokenizer | None = None,
@@ -166,7 +167,7 @@ def open_adapted(
       adaptation: the method and its settings.
       directory: of the model.
       hardware: precision and rematerialisation.
-      mesh: devices.
+      layout: devices, and what lies where.
       seed: of a new head and of the adapter.
       tokenizer: of the model, for a prompt that starts from text.
       override: the head of a task and its labels; None keeps the model's own. A task's head is
@@ -186,7 +187,8 @@ def open_adapted(
         remat=hardware.remat,
         attention=hardware.attention,
         matmul=hardware.matmul,
-        mesh=mesh,
+        mesh=layout.mesh,
+        rules=layout.rules,
         override=override,
         new_head=None if override is None else jax.random.key(seed),
         quantize=None if adaptation.precision == "none" else adaptation.precision,

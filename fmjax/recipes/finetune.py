@@ -41,18 +41,17 @@ class Finetune:
           FmjaxError: settings or files that cannot be used; found before anything is written.
         """
         from fmjax.recipes.adaptation import open_adapted
-        from fmjax.recipes.models import parse_mesh, resolve_directory
+        from fmjax.recipes.models import resolve_directory
         from fmjax.recipes.training import Run, train
 
         self.adaptation.check()
         start = resolve_directory(self.model)
-        mesh = parse_mesh(self.hardware.mesh)
-        run = Run.open(self, start.config, start.tokenizer, mesh)
+        run = Run.open(self, start.config, start.tokenizer)
         adapted = open_adapted(
             self.adaptation,
             self.model,
             self.hardware,
-            mesh,
+            run.layout,
             self.optimization.seed,
             tokenizer=start.tokenizer,
         )

@@ -216,8 +216,12 @@ class Hardware:
     """Where and how the maths runs.
 
     Attributes:
-      mesh: Devices by axis, such as data=2,fsdp=4,tensor=2; one may be -1 (what is left). Without
-        it all devices split the batch.
+      mesh: Devices by axis, such as data=2,fsdp=4,tensor=2; one may be -1 (what is left). Axes are
+        stage, data, fsdp, tensor, context and expert. Without it the mesh and its rules are chosen
+        from the sizes of the model and of the devices.
+      rules: What lies where on --mesh: a ready list (ddp, zero1, fsdp, tensor, fsdp_tensor,
+        sequence, expert) and pairs in front of it, such as fsdp,mlp=tensor,embed=none. Without it
+        fsdp_tensor, which serves every mesh.
       dtype: Of the computation: auto is float32 on CPUs and bfloat16 on accelerators. Trained
         weights and optimizer state are float32 always.
       remat: What the backward pass recomputes to save memory: nothing, whole layers, all but
@@ -236,6 +240,7 @@ class Hardware:
     """
 
     mesh: str = ""
+    rules: str = ""
     dtype: DType = "auto"
     remat: Remat = "none"
     attention: Attention = "auto"

@@ -46,12 +46,11 @@ class Pretrain:
 
         import fmjax
         from fmjax.recipes.adaptation import Adapted
-        from fmjax.recipes.models import CAUSAL, compute_dtype, parse_mesh, resolve
+        from fmjax.recipes.models import CAUSAL, compute_dtype, resolve
         from fmjax.recipes.objective import MASKED, is_masked
         from fmjax.recipes.training import Run, train
 
         start = resolve(self.model, self.tokenizer, self.override, (*CAUSAL, MASKED))
-        mesh = parse_mesh(self.hardware.mesh)
         execution = {
             "dtype": compute_dtype(self.hardware.dtype),
             "param_dtype": "float32",
@@ -59,12 +58,13 @@ class Pretrain:
             "attention": self.hardware.attention,
             "matmul": self.hardware.matmul,
         }
-        run = Run.open(self, start.config, start.tokenizer, mesh)
+        run = Run.open(self, start.config, start.tokenizer)
+        place = {"mesh": run.layout.mesh, "rules": run.layout.rules}
         if start.directory is None:
             model = fmjax.build(start.config, **execution)
-            params = fmjax.init_params(model, jax.random.key(self.optimization.seed), mesh=mesh)
+            params = fmjax.init_params(model, jax.random.key(self.optimization.seed), **place)
         else:
-            model, params = fmjax.from_pretrained(start.directory, mesh=mesh, **execution)
+            model, params = fmjax.from_pretrained(start.directory, **place, **execution)
         state = train(run, Adapted(model, {"params": params}))
         if state is None:
             return False

@@ -12,9 +12,9 @@ import numpy as np
 from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.data import Tokenizer
-from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.recipes.adaptation import Adapted
 from fmjax.recipes.batches import Batches, open_batches
+from fmjax.recipes.layout import Layout, lay_out
 from fmjax.recipes.measure import check_length
 from fmjax.recipes.objective import (
     ComparedMaskedLM,
@@ -45,7 +45,7 @@ class Run:
       optimization: with every figure that the settings leave to the objective.
       objective: what it minimises.
       batches: what it reads.
-      mesh: its devices.
+      layout: its devices, and what lies where.
       rate: learning rate by update.
     """
 
@@ -54,13 +54,16 @@ class Run:
     optimization: Optimization
     objective: Any
     batches: Batches
-    mesh: jax.sharding.Mesh
+    layout: Layout
     rate: Any
 
+    @property
+    def mesh(self) -> jax.sharding.Mesh:
+        """Its devices."""
+        return self.layout.mesh
+
     @classmethod
-    def open(
-        cls, settings: Any, config: Any, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
-    ) -> "Run":
+    def open(cls, settings: Any, config: Any, tokenizer: Tokenizer) -> "Run":
         """Checks everything that can be checked before the model is in memory.
 
         Raises:
@@ -79,14 +82,15 @@ class Run:
         rate = schedule(optimization)
         adaptation = getattr(settings, "adaptation", Adaptation())
         check_length(config, data.sequence_length, adaptation.positions)
-        row = jax.ShapeDtypeStruct((data.batch_size, data.sequence_length), np.int32)
-        shard_batch({"--batch-size": row}, mesh, DEFAULT_RULES, max(optimization.accumulate, 1))
+        layout = lay_out(
+            settings.hardware, config, adaptation, data.batch_size, optimization.accumulate
+        )
         masking = getattr(settings, "masking", Masking())
         objective = choose(config, tokenizer, masking, optimization)
         evaluated = cadence.eval_every > 0
         words = masking.whole_words
         batches = open_batches(data, tokenizer, optimization.seed, evaluated, words)
-        return cls(settings, config, optimization, objective, batches, mesh, rate)
+        return cls(settings, config, optimization, objective, batches, layout, rate)
 
     def step(self, adapted: Adapted) -> Step:
         """The jitted update of what is trained."""
@@ -101,7 +105,8 @@ class Run:
             adapted.apply,
             self.objective,
             optimizer,
-            mesh=self.mesh,
+            mesh=self.layout.mesh,
+            rules=self.layout.rules,
             trainable=adapted.trainable,
             accumulate=optimization.accumulate,
             clip_norm=optimization.clip_norm or None,

@@ -48,9 +48,15 @@ EXPERTS = (
     ("expert", {"expert": 2, "tensor": 4}),
     ("expert", {"expert": 2, "context": 2, "tensor": 2}),
 )
+STAGES = (
+    ("fsdp", {"stage": 2, "fsdp": 4}),
+    ("fsdp_tensor", {"stage": 2, "data": 2, "tensor": 2}),
+)
 CASES = [
     *((name, *layout) for name in ("gpt2", "llama") for layout in LAYOUTS),
     *(("mixtral", *layout) for layout in (*EXPERTS, *LAYOUTS[::2])),
+    *(("llama", *layout) for layout in STAGES),
+    *((name, *STAGES[0]) for name in ("gpt2", "mixtral")),
     ("uneven", "fsdp_tensor", {"fsdp": 4, "tensor": 2}),
     ("uneven", "sequence", {"fsdp": 2, "tensor": 4}),
 ]

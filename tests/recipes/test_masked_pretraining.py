@@ -13,7 +13,7 @@ from fmjax.data import load_corpus, load_tokenizer, train_sentencepiece, train_w
 from fmjax.objectives.causal_lm import CausalLM
 from fmjax.objectives.masked_lm import IGNORE, MaskedLM
 from fmjax.recipes import Cadence, Data, Masking, Optimization, Pretrain
-from fmjax.recipes.models import parse_mesh, resolve
+from fmjax.recipes.models import resolve
 from fmjax.recipes.objective import choose, masked_summary, unigram_baseline
 from fmjax.recipes.training import Run
 from fmjax.train.flops import matmul_params, train_flops_per_token
@@ -167,7 +167,7 @@ def test_a_model_directory_is_trained_on(settings, tmp_path):
 
 def test_the_baseline_is_counted_in_the_same_gaps(settings):
     start = resolve(settings.model, settings.tokenizer, SMALL, ("masked-lm",))
-    run = Run.open(settings, start.config, start.tokenizer, parse_mesh(""))
+    run = Run.open(settings, start.config, start.tokenizer)
     counts = run.batches.train.token_counts(300)
     found = unigram_baseline(run.objective, counts, run.evaluation, run.mesh)
 
@@ -186,7 +186,7 @@ def test_flops_are_those_of_attention_in_both_directions(settings):
     from fmjax.recipes.training import _flops
 
     start = resolve(settings.model, settings.tokenizer, SMALL, ("masked-lm",))
-    run = Run.open(settings, start.config, start.tokenizer, parse_mesh(""))
+    run = Run.open(settings, start.config, start.tokenizer)
     params = fmjax.abstract_params(fmjax.build(start.config))
     # Layers, the prediction head and the tied table; not positions and types.
     n = matmul_params(params)

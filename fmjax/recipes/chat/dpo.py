@@ -16,10 +16,11 @@ from fmjax.data.tasks import (
 )
 from fmjax.evals import mean_interval
 from fmjax.objectives import DPO, log_probabilities
-from fmjax.parallel import DEFAULT_RULES, shard_batch
+from fmjax.parallel import shard_batch
 from fmjax.recipes.adaptation import Adapted
 from fmjax.recipes.chat.finetune import FinetuneDpo
 from fmjax.recipes.chat.task import ChatTask, Ready, held_out
+from fmjax.recipes.layout import Layout
 from fmjax.recipes.tasks.inference import counting
 from fmjax.recipes.tasks.task import Measured
 from fmjax.train import Step, TrainState, evaluate
@@ -45,7 +46,7 @@ class Dpo(ChatTask):
             "max_length": length,
         }
 
-    def ready(self, adapted: Adapted, mesh: jax.sharding.Mesh) -> Ready:
+    def ready(self, adapted: Adapted, layout: Layout) -> Ready:
         if adapted.spec is None:
             # Without an adapter to switch off, the reference is what the weights say now.
             def reference(variables: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -53,7 +54,7 @@ class Dpo(ChatTask):
 
             self._train, self._valid = (
                 part.with_reference(
-                    *self._over(part, reference, adapted.variables, mesh, "reference")
+                    *self._over(part, reference, adapted.variables, layout, "reference")
                 )
                 for part in (self._train, self._valid)
             )
@@ -70,7 +71,8 @@ class Dpo(ChatTask):
         def rewards(variables: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
             return self._objective.rewards(step.apply, variables, batch)
 
-        chosen, rejected = self._over(self._valid, rewards, state.variables, step.mesh, "rewards")
+        layout = Layout(step.mesh, step.rules)
+        chosen, rejected = self._over(self._valid, rewards, state.variables, layout, "rewards")
         margin = chosen - rejected
         intervals = {
             "accuracy": mean_interval(margin > 0),
@@ -83,23 +85,22 @@ class Dpo(ChatTask):
         features: Any,
         compute: Callable[[Any, Any], tuple[jax.Array, jax.Array]],
         variables: Any,
-        mesh: jax.sharding.Mesh,
+        layout: Layout,
         what: str,
     ) -> list[np.ndarray]:
         """What `compute` gives for each pair, two arrays f[n] in the order of the features."""
 
         def run(variables: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-            with logical.use(mesh, DEFAULT_RULES):
+            with logical.use(layout.mesh, layout.rules):
                 return tuple(compute(variables, batch))
 
         # Every process gets all rows.
-        run = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        run = jax.jit(run, out_shardings=NamedSharding(layout.mesh, PartitionSpec()))
         batches = preference_eval_batches(features, **self._form)
         found = []
         with counting(what, len(features), jax.process_index() == 0) as advance:
             for batch in batches:
-                found.append(
-                    jax.device_get(run(variables, shard_batch(batch, mesh, DEFAULT_RULES)))
-                )
+                placed = shard_batch(batch, layout.mesh, layout.rules)
+                found.append(jax.device_get(run(variables, placed)))
                 advance(int(batch["example_weight"].sum()))
         return [np.array(batches.in_order(side)) for side in zip(*found, strict=True)]

@@ -13,10 +13,10 @@ from fmjax.recipes.adaptation import Adapted, open_adapted
 from fmjax.recipes.chat.dpo import Dpo
 from fmjax.recipes.chat.samples import Answers
 from fmjax.recipes.chat.sft import Sft
-from fmjax.recipes.models import parse_mesh, resolve_directory
+from fmjax.recipes.models import resolve_directory
 from fmjax.recipes.tasks.results import print_figures, to_json
 from fmjax.recipes.tasks.run import train_to_best
-from fmjax.recipes.tasks.start import check, schedule
+from fmjax.recipes.tasks.start import check, laid_out, schedule
 from fmjax.recipes.tasks.task import Measured
 from fmjax.train import EarlyStopping, evaluate, make_step
 
@@ -42,21 +42,22 @@ def finetune(settings: Any) -> Measured | None:
     task = TASKS[settings.task](settings, tokenizer, length)
     print(*notes, *task.notes, sep="\n")
     optimization = settings.optimization
-    mesh, seed = parse_mesh(settings.hardware.mesh), optimization.seed
+    layout, seed = laid_out(settings, start.config), optimization.seed
     adapted = open_adapted(
-        settings.adaptation, settings.model, settings.hardware, mesh, seed, tokenizer=tokenizer
+        settings.adaptation, settings.model, settings.hardware, layout, seed, tokenizer=tokenizer
     )
     answers = Answers(
         task.prompts, task.wanted, tokenizer, adapted.model, settings.model, settings.shown
     )
-    ready = task.ready(adapted, mesh)
+    ready = task.ready(adapted, layout)
     steps = settings.steps(ready.per_epoch)
     rate = schedule(settings, steps)
     step = make_step(
         adapted.apply,
         ready.objective,
         adapted.optimizer(rate, b2=0.999, weight_decay=optimization.weight_decay),
-        mesh=mesh,
+        mesh=layout.mesh,
+        rules=layout.rules,
         trainable=adapted.trainable,
         accumulate=optimization.accumulate,
         clip_norm=optimization.clip_norm or None,

@@ -17,6 +17,7 @@ from fmjax.objectives.cross_entropy import is_top, nll_and_logsumexp
 from fmjax.recipes.adaptation import Adapted
 from fmjax.recipes.chat.finetune import FinetuneSft
 from fmjax.recipes.chat.task import ChatTask, Ready, held_out
+from fmjax.recipes.layout import Layout
 from fmjax.recipes.tasks.task import Measured
 from fmjax.train import Step, TrainState, evaluate
 
@@ -37,7 +38,7 @@ class Sft(ChatTask):
         self.prompts = [talk[:end] for talk, end in zip(talks, last, strict=True)]
         self.wanted = [talk[end]["content"] for talk, end in zip(talks, last, strict=True)]
 
-    def ready(self, adapted: Adapted, mesh: jax.sharding.Mesh) -> Ready:
+    def ready(self, adapted: Adapted, layout: Layout) -> Ready:
         optimization = self._settings.optimization
         form = {"batch_size": optimization.batch_size, "sequence_length": self._length}
         batches = chat_batches(self._train, seed=optimization.seed, **form)

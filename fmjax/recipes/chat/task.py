@@ -5,11 +5,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
-
 from fmjax.data import TextBatches
 from fmjax.data.tasks import stratified_split
 from fmjax.recipes.adaptation import Adapted
+from fmjax.recipes.layout import Layout
 from fmjax.recipes.tasks.task import Measured, read_split
 from fmjax.train import Step, TrainState
 
@@ -45,7 +44,7 @@ class ChatTask(abc.ABC):
     wanted: list[str]
 
     @abc.abstractmethod
-    def ready(self, adapted: Adapted, mesh: jax.sharding.Mesh) -> Ready:
+    def ready(self, adapted: Adapted, layout: Layout) -> Ready:
         """Batches and objective for a model that is about to be trained."""
 
     @abc.abstractmethod

@@ -23,6 +23,7 @@ class Predictor:
       pick: (the model's output, batch) → what is wanted of it, arrays [B, …].
       mesh: the devices that split the batches.
       objective: whose sums are taken along the way where batches have labels.
+      rules: how the model lies on the mesh.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class Predictor:
         pick: Pick,
         mesh: jax.sharding.Mesh,
         objective: Any = None,
+        rules: logical.Rules = DEFAULT_RULES,
     ) -> None:
-        self.mesh = mesh
+        self.mesh, self.rules = mesh, rules
 
         def run(variables: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, dict[str, Any]]:
             outputs: list[Any] = []
@@ -41,7 +43,7 @@ class Predictor:
                 outputs.append(model_apply(*args, **kwargs))
                 return outputs[-1]
 
-            with logical.use(mesh, DEFAULT_RULES):
+            with logical.use(mesh, rules):
                 if objective is None:
                     names = ("input_ids", "attention_mask", "token_type_ids")
                     apply(variables, **{name: batch[name] for name in names if name in batch})
@@ -84,7 +86,7 @@ class Predictor:
         # One batch behind the device, which so always has work.
         waiting = None
         for batch in batches:
-            values = self._run(variables, shard_batch(batch, self.mesh, DEFAULT_RULES))
+            values = self._run(variables, shard_batch(batch, self.mesh, self.rules))
             if waiting is not None:
                 take(waiting)
             waiting = values

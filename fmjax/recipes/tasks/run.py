@@ -14,12 +14,12 @@ from fmjax.data import TextBatches
 from fmjax.data.tasks import eval_task_batches, task_batches
 from fmjax.data.tasks.batches import EvalTaskBatches
 from fmjax.recipes.adaptation import Adapted, open_adapted
-from fmjax.recipes.models import parse_mesh, resolve_directory
+from fmjax.recipes.models import resolve_directory
 from fmjax.recipes.tasks.embedding import EmbeddingTask
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.inference import Predictor
 from fmjax.recipes.tasks.results import write_results
-from fmjax.recipes.tasks.start import check, schedule
+from fmjax.recipes.tasks.start import check, laid_out, schedule
 from fmjax.recipes.tasks.task import Measured, Metrics, Prepared, Reading, Task
 from fmjax.recipes.tasks.tasks import TASKS
 from fmjax.recipes.tasks.vectors import write_pooling
@@ -45,7 +45,6 @@ class TaskRun:
       settings: as given.
       task: with the labels that the files have.
       adapted: the model.
-      mesh: its devices.
       valid: the examples to measure on.
       batches, held_out: to train on, and to measure on.
       examples: number of those to train on.
@@ -58,7 +57,6 @@ class TaskRun:
     settings: FinetuneTask
     task: Task
     adapted: Adapted
-    mesh: jax.sharding.Mesh
     valid: Prepared
     batches: TextBatches
     held_out: EvalTaskBatches
@@ -78,7 +76,7 @@ class TaskRun:
         """
         check(settings)
         start = resolve_directory(settings.model, heads=None)
-        mesh = parse_mesh(settings.hardware.mesh)
+        layout = laid_out(settings, start.config)
         seed, size = settings.optimization.seed, settings.optimization.batch_size
         task, *examples, notes = TASKS[settings.task].read(settings)
         files, room = settings.examples, settings.adaptation.positions
@@ -98,7 +96,7 @@ class TaskRun:
             settings.adaptation,
             settings.model,
             settings.hardware,
-            mesh,
+            layout,
             seed,
             tokenizer=start.tokenizer,
             override=task.override(),
@@ -115,7 +113,8 @@ class TaskRun:
                 b2=0.999,
                 weight_decay=optimization.weight_decay,
             ),
-            mesh=mesh,
+            mesh=layout.mesh,
+            rules=layout.rules,
             trainable=adapted.trainable,
             accumulate=optimization.accumulate,
             clip_norm=optimization.clip_norm or None,
@@ -127,7 +126,7 @@ class TaskRun:
         trained = f"{number:,} of {total:,} parameters trained ({number / total:.2%})"
         print(f"{trained}, {steps:,} steps")
         return cls(
-            settings, task, adapted, mesh, valid, batches, held_out, len(train.features), steps,
+            settings, task, adapted, valid, batches, held_out, len(train.features), steps,
             step, state, trained, notes,
         )  # fmt: skip
 
@@ -138,7 +137,8 @@ class TaskRun:
           The figures on the examples to measure on; None if a signal ended the run early.
         """
         settings, task = self.settings, self.task
-        predictor = Predictor(self.adapted.apply, task.pick, self.mesh, self.step.objective)
+        step = self.step
+        predictor = Predictor(self.adapted.apply, task.pick, step.mesh, step.objective, step.rules)
 
         def measure(state: TrainState, thorough: bool = False) -> Measured:
             outputs, means = predictor(self.adapted.counted(state).variables, self.held_out)

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import jax
 import optax
 
 from fmjax.core.errors import CheckpointError, ConfigError
-from fmjax.parallel import DEFAULT_RULES, shard_batch
+from fmjax.models.config import ModelConfig
 from fmjax.recipes import training
-from fmjax.recipes.models import parse_mesh
+from fmjax.recipes.layout import Layout, lay_out
 from fmjax.recipes.options import Optimization
 from fmjax.recipes.tasks.finetune import FinetuneTask
 
@@ -17,7 +16,7 @@ def check(settings: FinetuneTask) -> None:
     """Refuses what can be refused before a file is read.
 
     Raises:
-      CheckpointError, ConfigError, ShardingError: settings that cannot be used.
+      CheckpointError, ConfigError: settings that cannot be used.
     """
     optimization = settings.optimization
     settings.adaptation.check()
@@ -40,9 +39,17 @@ def check(settings: FinetuneTask) -> None:
             raise ConfigError(f"{flag} {getattr(optimization, name)} must not be negative")
     if Path(settings.out).is_file():
         raise CheckpointError(f"{settings.out} is a file; give a directory for the run")
-    mesh = parse_mesh(settings.hardware.mesh)
-    row = jax.ShapeDtypeStruct((optimization.batch_size,), "int32")
-    shard_batch({"--batch-size": row}, mesh, DEFAULT_RULES, optimization.accumulate)
+
+
+def laid_out(settings: FinetuneTask, config: ModelConfig) -> Layout:
+    """The layout of the run, which `check` has passed.
+
+    Raises:
+      ShardingError: devices, rules and batch that do not fit.
+    """
+    optimization = settings.optimization
+    size, parts = optimization.batch_size, optimization.accumulate
+    return lay_out(settings.hardware, config, settings.adaptation, size, parts)
 
 
 def schedule(settings: FinetuneTask, steps: int) -> optax.Schedule:
