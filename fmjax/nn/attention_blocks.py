@@ -7,20 +7,24 @@ queries and keys of a block.
 import jax
 import jax.numpy as jnp
 
+from fmjax.core.logical import platform
 from fmjax.nn.masks import Sight
 
 # The score of a pair that does not meet. exp(NEVER − x) is 0 for every x that a softmax subtracts,
 # that of a row that sees nothing included.
 NEVER = jnp.finfo(jnp.float32).min
 
-# Bytes of scores that a block holds at most, and how long its sides are.
-_BLOCK_BYTES, _LARGEST, _SMALLEST = 32 << 20, 512, 128
+# Bytes of scores that a block holds at most, and how long its sides are. The caches of CPUs are
+# small, and loops cost them little.
+_BYTES, _BYTES_ON_CPU = 32 << 20, 2 << 20
+_LARGEST, _SMALLEST = 512, 128
 
 
 def sizes(rows: int, queries: int, keys: int) -> tuple[int, int]:
     """(t, s) where every pair has `rows` = B · H scores; a short side is one block."""
+    most = _BYTES_ON_CPU if platform() == "cpu" else _BYTES
     side = _LARGEST
-    while side > _SMALLEST and rows * side * side * 4 > _BLOCK_BYTES:
+    while side > _SMALLEST and rows * side * side * 4 > most:
         side //= 2
     return min(side, queries), min(side, keys)
 

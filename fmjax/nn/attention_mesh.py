@@ -50,7 +50,7 @@ def on_mesh(
     the key–value heads, or do not divide them, these are repeated until they do.
 
     Args:
-      kernel: of arrays on one device; numbers in the mask that are not arrays stay so.
+      kernel: of arrays on one device.
       q_BHTK, k_BGSK, v_BGSK, mask, bias: as in `fmjax.nn.attention.attention`.
     """
     mesh, partition, _, parts = layout(*q_BHTK.shape[:2])
@@ -62,29 +62,19 @@ def on_mesh(
         # lcm(G, parts) divides H, as both do: queries stay with their own keys.
         times = math.lcm(G, parts) // G
         k_BGSK, v_BGSK = (jnp.repeat(x, times, axis=1) for x in (k_BGSK, v_BGSK))
-    leaves, tree = jax.tree.flatten(mask)
-    arrays = {str(i): x for i, x in enumerate(leaves) if isinstance(x, jax.Array)}
+    masks = jax.tree.map(lambda x: PartitionSpec(batch) if x.ndim else PartitionSpec(), mask)
+    bias_spec = None
     if bias is not None:
-        arrays["bias"] = bias
-    specs = {
-        name: PartitionSpec(batch) if x.ndim else PartitionSpec() for name, x in arrays.items()
-    }
-    if bias is not None:
-        specs["bias"] = PartitionSpec(batch if bias.shape[0] > 1 else None, heads)
-
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, arrays: dict[str, jax.Array]) -> jax.Array:
-        own = [arrays.get(str(i), x) for i, x in enumerate(leaves)]
-        return kernel(q, k, v, jax.tree.unflatten(tree, own), arrays.get("bias"))
-
+        bias_spec = PartitionSpec(batch if bias.shape[0] > 1 else None, heads)
     # Inside a map over some of the axes, only the others are left to be mapped.
     around = jax.sharding.get_abstract_mesh()
     taken = set(around.manual_axes)
     head = PartitionSpec(batch, heads)
     return jax.shard_map(
-        local,
+        kernel,
         mesh=around if taken else mesh,
-        in_specs=(head, head, head, specs),
+        in_specs=(head, head, head, masks, bias_spec),
         out_specs=PartitionSpec(batch, None, heads),
         axis_names=set(mesh.axis_names) - taken,
         check_vma=False,
-    )(q_BHTK, k_BGSK, v_BGSK, arrays)
+    )(q_BHTK, k_BGSK, v_BGSK, mask, bias)

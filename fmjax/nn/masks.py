@@ -2,21 +2,27 @@
 
 A `Mask` is a description. `dense` spells it out as booleans for kernels that want an array;
 kernels that understand windows or segments read the fields, and `sight` is for those that look at
-blocks of queries and keys. Order goes by slot (the place in the
-sequence or in the key–value cache), never by position id, so packed rows whose positions restart
-and left-padded rows stay correct.
+blocks of queries and keys. Order goes by slot (the place in the sequence or in the key–value
+cache), never by position id, so packed rows whose positions restart and left-padded rows stay
+correct.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
 class Mask:
     """The conjunction of all that is set; unset fields allow everything.
+
+    A pytree whose leaves are its arrays. Python numbers stay what they are under `jit` and `remat`
+    too, so that kernels can be made for them.
 
     Attributes:
       causal: a query sees keys at its own slot and before (and all of the prefix).
@@ -34,15 +40,28 @@ class Mask:
         sees them, as far as the window reaches, as if they stood right before its first token.
     """
 
-    causal: bool = flax.struct.field(pytree_node=False, default=True)
+    causal: bool = True
     window: int | jax.Array | None = None
     offset: int | jax.Array = 0
     valid: jax.Array | None = None
     segments: tuple[jax.Array, jax.Array] | None = None
     prefix: jax.Array | None = None
     slots: jax.Array | None = None
-    virtual: int = flax.struct.field(pytree_node=False, default=0)
-    shared: int = flax.struct.field(pytree_node=False, default=0)
+    virtual: int = 0
+    shared: int = 0
+
+    def replace(self, **changes: Any) -> "Mask":
+        """The mask with other values in some fields."""
+        return dataclasses.replace(self, **changes)
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
+        fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        fixed = tuple(x if isinstance(x, int) else None for x in fields)
+        return tuple(None if isinstance(x, int) else x for x in fields), fixed
+
+    @classmethod
+    def tree_unflatten(cls, fixed: tuple[int | None, ...], arrays: tuple[Any, ...]) -> "Mask":
+        return cls(*(a if f is None else f for f, a in zip(fixed, arrays, strict=True)))
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
         """Spells the mask out.
