@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from fmjax.plan import hlo
 from fmjax.plan.arithmetic import matmul_flops
@@ -77,7 +78,7 @@ def plan_traced(
     start, chip = time.monotonic(), topology.chip
     traced = trace()
     flops = matmul_flops(traced.jaxpr) / mesh.size
-    compiled, text, used = _compile(traced.lower(), chip.platform)
+    compiled, text, used = compile_for(traced.lower(), chip.platform)
     seconds = time.monotonic() - start
     held = {"weights": device_bytes(weights), "optimizer": device_bytes(optimizer)}
     common = {
@@ -165,24 +166,42 @@ _USED = re.compile(
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _compile(lowered: Any, platform: str) -> tuple[Any, str, int]:
-    """(the program, its optimised HLO, 0), or (None, "", bytes used) where it does not fit."""
+def compile_for(lowered: Any, platform: str) -> tuple[Any, str, int]:
+    """Compiles for devices that may not be there.
+
+    JAX's persistent cache is left alone: it can write such programs and not read them.
+
+    Returns:
+      (the program, its optimised HLO, 0), or (None, "", bytes used) where it does not fit.
+    """
+    enabled = jax.config.jax_enable_compilation_cache
     with tempfile.TemporaryDirectory(prefix="fmjax-plan-") as directory:
-        options = None
-        if platform == "tpu":
-            # libtpu's HLO can be newer than what jaxlib reads; so libtpu prints it itself.
-            options = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
         try:
-            compiled = lowered.compile(compiler_options=options)
-        except jax.errors.JaxRuntimeError as e:
-            if (found := _USED.search(str(e))) is None:
-                raise
-            number, unit = (part for part in found.groups() if part is not None)
-            return None, "", int(float(number) * _UNITS[unit])
-        if platform != "tpu":
-            return compiled, compiled.as_text(), 0
-        files = sorted(Path(directory).glob("*after_optimizations.txt"))
-        return compiled, files[-1].read_text(), 0
+            # Whether there is a cache is asked once, unless it is reset.
+            jax.config.update("jax_enable_compilation_cache", False)
+            compilation_cache.reset_cache()
+            return _compile(lowered, platform, directory)
+        finally:
+            jax.config.update("jax_enable_compilation_cache", enabled)
+            compilation_cache.reset_cache()
+
+
+def _compile(lowered: Any, platform: str, directory: str) -> tuple[Any, str, int]:
+    options = None
+    if platform == "tpu":
+        # libtpu's HLO can be newer than what jaxlib reads; so libtpu prints it itself.
+        options = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as e:
+        if (found := _USED.search(str(e))) is None:
+            raise
+        number, unit = (part for part in found.groups() if part is not None)
+        return None, "", int(float(number) * _UNITS[unit])
+    if platform != "tpu":
+        return compiled, compiled.as_text(), 0
+    files = sorted(Path(directory).glob("*after_optimizations.txt"))
+    return compiled, files[-1].read_text(), 0
 
 
 def device_bytes(tree: Any) -> int:

@@ -11,9 +11,10 @@ import pytest
 import fmjax
 from fmjax.objectives import CausalLM
 from fmjax.parallel import make_mesh
-from fmjax.plan import Chip, Plan, Topology, plan, plan_traced
+from fmjax.plan import Chip, Plan, Topology, hlo, plan, plan_traced
 from fmjax.plan.result import write
 from fmjax.plan.roofline import estimate
+from fmjax.plan.traffic import tally
 from fmjax.train import adamw, make_step
 
 CHIP = Chip("cpu", "cpu", 1e12, 1e12, 2**30, 1e11, 1e10, "made up")
@@ -35,33 +36,36 @@ FIELDS = {
 }
 
 
-def planned(topology: Topology = TOPOLOGY) -> tuple[Plan, Any]:
-    """(the plan of a small LLaMA's step on fsdp 8, its abstract parameters)."""
+def step_of(layers: int, devices: int, **execution: Any) -> tuple[Any, Any, Any]:
+    """(the training step of a small LLaMA, its abstract state, its abstract batch)."""
     model = fmjax.build(
         "llama-7b",
         override=dict(
             hidden_size=128,
             intermediate_size=256,
-            num_hidden_layers=4,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=4,
             head_dim=32,
             vocab_size=512,
         ),
         remat="full",
+        **execution,
     )
-    mesh = make_mesh(data=1, fsdp=8, devices=jax.devices())
+    mesh = make_mesh(data=1, fsdp=devices, devices=jax.devices()[:devices])
     step = make_step(model, CausalLM(), adamw(1e-3), mesh=mesh)
-    params = fmjax.abstract_params(model)
-    batch = {"input_ids": jax.ShapeDtypeStruct((16, 64), jnp.int32)}
-    state = step.abstract_state({"params": params})
+    state = step.abstract_state({"params": fmjax.abstract_params(model)})
+    return step, state, {"input_ids": jax.ShapeDtypeStruct((16, 64), jnp.int32)}
+
+
+def planned(topology: Topology = TOPOLOGY) -> Plan:
     settings = {"model": "small"}
-    return plan(step, state, batch, topology=topology, model_flops=8e9, settings=settings), params
+    return plan(*step_of(4, 8), topology=topology, model_flops=8e9, settings=settings)
 
 
 @pytest.fixture(scope="module")
 def small() -> Plan:
-    return planned()[0]
+    return planned()
 
 
 def test_memory_is_that_of_the_compiler_and_its_parts_add_up(small: Plan) -> None:
@@ -122,8 +126,27 @@ def test_the_text_says_what_counts(small: Plan) -> None:
 
 def test_what_is_larger_than_the_chip_does_not_fit() -> None:
     tiny = dataclasses.replace(TOPOLOGY, chip=dataclasses.replace(CHIP, hbm=2**16))
-    result, _ = planned(tiny)
+    result = planned(tiny)
     assert not result.fits and "DOES NOT FIT" in str(result)
+
+
+def test_traffic_is_the_compilers_where_nothing_loops_and_the_same_where_it_does() -> None:
+    """XLA's count is right for unrolled layers: two of them less one, against scanned ones."""
+
+    def unrolled(layers: int) -> tuple[float, int]:
+        compiled = step_of(layers, 1, scan_layers=False)
+        compiled = compiled[0].lower(*compiled[1:]).compile()
+        own = tally(hlo.parse(compiled.as_text())).traffic
+        return compiled.cost_analysis()["bytes accessed"], own
+
+    def scanned(layers: int) -> int:
+        step, state, batch = step_of(layers, 1)
+        return tally(hlo.parse(step.lower(state, batch).compile().as_text())).traffic
+
+    (theirs2, own2), (theirs1, own1) = unrolled(3), unrolled(2)
+    layer = theirs2 - theirs1
+    assert own2 - own1 == pytest.approx(layer, rel=0.01)
+    assert scanned(6) - scanned(5) == pytest.approx(layer, rel=0.15)
 
 
 def test_any_function_can_be_planned() -> None:
