@@ -149,6 +149,11 @@ def fit(
                 # If a signal came at this step, saving went before the evaluation.
                 run.evaluate()
                 run.save()
+            if jax.process_count() > 1:
+                # CPUs' collectives give up on a process that comes 30 s after the first.
+                from jax.experimental import multihost_utils
+
+                multihost_utils.sync_global_devices("fmjax.train.fit")
             while run.ended is None:
                 if not run.advance():
                     run.end("data")
