@@ -46,7 +46,7 @@ def check(
     else:
         return
     mesh, rules = logical.current()
-    axes = sequence.names(logical.spec(("seq",), rules, mesh)[0])
+    axes = sequence.names(logical.spec(("act_heads", "seq"), rules, mesh)[1])
     raise ConfigError(
         f"{'/'.join(module.path)}: {what} cannot be combined with a sequence that is split over "
         f"{' × '.join(f'{a}={mesh.shape[a]}' for a in axes)}; use {remedy}, or a mesh with 1 there"

@@ -19,14 +19,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from fmjax.core import logical
 from fmjax.nn.masks import Mask
 
 
 def split_axes(tokens: int) -> tuple[str, ...]:
-    """The mesh axes larger than 1 that split a sequence of T tokens; none outside a mesh.
+    """The mesh axes larger than 1 that split T tokens while attending; none outside a mesh.
+
+    What splits the heads as well (sequence parallelism) splits the sequence elsewhere only.
 
     Raises:
       ShardingError: T does not divide over them.
@@ -35,7 +37,8 @@ def split_axes(tokens: int) -> tuple[str, ...]:
     if current is None:
         return ()
     mesh, rules = current
-    return names(logical.spec(("seq",), rules, mesh, (tokens,), "activation")[0])
+    shape = (mesh.size, tokens)
+    return names(logical.spec(("act_heads", "seq"), rules, mesh, shape, "activation")[1])
 
 
 def names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -97,8 +100,8 @@ def zigzag(x: jax.Array, inverse: bool = False) -> jax.Array:
     mesh, rules = logical.current()
     axes = split_axes(x.shape[1])
     n = parts(mesh, axes)
-    names = ("batch", "seq", *(None,) * (x.ndim - 2))
-    spec = logical.spec(names, rules, mesh, x.shape, "activation")
+    (rows,) = logical.spec(("batch",), rules, mesh, x.shape[:1], "activation")
+    spec = PartitionSpec(rows, axes)
     # Device d holds chunks 2d and 2d + 1 of the text. Each permutation reaches every device once:
     # the even chunks go to even devices from the front half, to odd ones from the back half.
     home = [c if c < n else 2 * n - 1 - c for c in range(2 * n)]
