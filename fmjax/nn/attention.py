@@ -81,10 +81,10 @@ def attention(
         k, v = (jnp.repeat(x, H // x.shape[1], axis=1) for x in (k, v))
     q = q * jnp.asarray(K**-0.5 if scale is None else scale, q.dtype)
     active = dropout_rate != 0 and module.has_rng("dropout")
-    if cache_index is None and ring_attention.applies(implementation):
-        ring_attention.check(module, mask, bias, dropout_rate)
-        out = ring_attention.ring_attention(q, k, v, mask, scale=1.0, softcap=softcap)
-        return constrain(out.reshape(B, T, H * K), ("batch", "seq", "act_heads"))
+    if cache_index is None and ring_attention.applies(T):
+        ring_attention.check(module, implementation, bias, dropout_rate if active else 0.0)
+        out = ring_attention.ring_attention(q, k, v, mask, prefix, bias, softcap)
+        return constrain(out, ("batch", "seq", "act_heads"))
     if cache_index is not None:
         k, v = update_cache(module, k, v, cache_index, mask, prefix)
     elif prefix is not None:
