@@ -21,6 +21,7 @@ from fmjax.train import make_step
 # 61 words divide over no axis, two key–value heads not over four devices.
 GPT2 = {"model_type": "gpt2", "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4}
 GPT2 |= {"n_positions": 8, "bos_token_id": 1, "eos_token_id": 2}
+GPT2 |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 LLAMA = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
 LLAMA |= {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2}
 MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
