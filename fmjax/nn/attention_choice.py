@@ -108,8 +108,8 @@ def _splash(case: Case) -> str | None:
         return "knows no prefix of its own in every row"
     if not isinstance(mask.offset, int):
         return "needs queries whose first slot is fixed"
-    if not isinstance(mask.window, int | None):
-        return "needs a window of fixed size, and the layers of this scanned stack differ in theirs"
+    if not isinstance(mask.window, int | None) and not mask.windows:
+        return "needs to know the sizes that a window may have"
     if (mask.virtual or mask.shared) and (
         mask.segments is not None or (mask.valid is not None and mask.window is not None)
     ):

@@ -51,6 +51,14 @@ def splash(
     Returns:
       [B, T, H · K].
     """
+    if isinstance(mask.window, jax.Array):
+        # Layers of a scanned stack differ in their windows: a kernel for each size.
+        run = functools.partial(splash, softcap=softcap, interpret=interpret)
+        kernels = [
+            lambda *a, w=w: run(*a, mask.replace(window=w, windows=())) for w in mask.windows
+        ]
+        which = jnp.searchsorted(jnp.asarray(mask.windows), mask.window)
+        return jax.lax.switch(which, kernels, q_BHTK, k_BGSK, v_BGSK)
     B, H, T, K = q_BHTK.shape
     S = k_BGSK.shape[2]
     bq, bk = block_size(T, K), block_size(S, K)
@@ -65,6 +73,7 @@ def splash(
         ids = splash_lib.SegmentIds(
             *(jnp.pad(x, ((0, 0), (0, n)), constant_values=_PADDING) for x, n in ends)
         )
+    window = None if mask.window is not None and mask.window >= S else mask.window
     kernel = _kernel(
         H,
         T + more_q,
@@ -73,7 +82,7 @@ def splash(
         bk,
         mask.virtual + mask.offset,
         mask.causal,
-        mask.window,
+        window,
         softcap,
         interpret,
     )

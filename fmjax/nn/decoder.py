@@ -17,6 +17,9 @@ from fmjax.nn.decoder_heads import Decoded, Output, put_head
 from fmjax.nn.masks import Mask
 from fmjax.nn.ports import check_expanded
 
+# A window that reaches over all slots.
+_UNLIMITED = int(np.iinfo(np.int32).max)
+
 
 @flax.struct.dataclass
 class DecoderContext:
@@ -39,9 +42,22 @@ class DecoderContext:
         """The slot of the first new token: 0 as a Python int in a prefill, None without a cache."""
         return 0 if self.prefill else self.index
 
-    def with_window(self, window: int | jax.Array | None) -> "DecoderContext":
-        """The context of a layer with a window of its own; None leaves the shared one."""
-        return self if window is None else self.replace(mask=self.mask.replace(window=window))
+    def with_window(
+        self, window: int | jax.Array | None, among: Sequence[int | None] = ()
+    ) -> "DecoderContext":
+        """The context of a layer with a window of its own; None leaves the shared one.
+
+        Args:
+          window: of this layer.
+          among: the windows of all layers, one of which an array is.
+        """
+        if window is None:
+            return self
+        if isinstance(window, np.integer):
+            window = int(window)
+        sizes = {_UNLIMITED if w is None else w for w in among}
+        mask = self.mask.replace(window=window, windows=tuple(sorted(sizes)))
+        return self.replace(mask=mask)
 
 
 def split_windows(windows: Sequence[int | None]) -> tuple[int | None, np.ndarray | None]:
@@ -52,8 +68,7 @@ def split_windows(windows: Sequence[int | None]) -> tuple[int | None, np.ndarray
     """
     if len(set(windows)) == 1:
         return windows[0], None
-    unlimited = np.iinfo(np.int32).max
-    return None, np.array([unlimited if w is None else w for w in windows], np.int32)
+    return None, np.array([_UNLIMITED if w is None else w for w in windows], np.int32)
 
 
 def decoder_context(

@@ -28,6 +28,8 @@ class Mask:
       causal: a query sees keys at its own slot and before (and all of the prefix).
       window: a query sees only the last `window` slots, its own included: an int, or an i32
         scalar where layers differ (a value ≥ the number of slots means no window).
+      windows: the sizes that a window which is an array may have, for kernels that are made for
+        fixed ones; () where they are not known.
       offset: slot of the first query, an int or an i32 scalar; keys start at slot 0.
       valid: bool [B, ≥ S], which key slots hold a token (padding and empty cache slots do not).
       segments: (i32 [B, T], i32 [B, S]) segment ids of queries and keys; only equal ones meet.
@@ -49,19 +51,22 @@ class Mask:
     slots: jax.Array | None = None
     virtual: int = 0
     shared: int = 0
+    windows: tuple[int, ...] = ()
 
     def replace(self, **changes: Any) -> "Mask":
         """The mask with other values in some fields."""
         return dataclasses.replace(self, **changes)
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
-        fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        fixed = tuple(x if isinstance(x, int) else None for x in fields)
-        return tuple(None if isinstance(x, int) else x for x in fields), fixed
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        *values, windows = (getattr(self, field.name) for field in dataclasses.fields(self))
+        fixed = tuple(x if isinstance(x, int) else None for x in values)
+        return tuple(None if isinstance(x, int) else x for x in values), (*fixed, windows)
 
     @classmethod
-    def tree_unflatten(cls, fixed: tuple[int | None, ...], arrays: tuple[Any, ...]) -> "Mask":
-        return cls(*(a if f is None else f for f, a in zip(fixed, arrays, strict=True)))
+    def tree_unflatten(cls, fixed: tuple[Any, ...], arrays: tuple[Any, ...]) -> "Mask":
+        *fixed, windows = fixed
+        values = (a if f is None else f for f, a in zip(fixed, arrays, strict=True))
+        return cls(*values, windows=windows)
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
         """Spells the mask out.

@@ -26,6 +26,7 @@ def test_auto_on_a_tpu() -> None:
     assert [choose("auto", case(mask=m)) for m in (Mask(), padded)] == ["splash"] * 2
     assert choose("auto", case(queries=512, keys=512)) == "xla"
     traced = Mask(window=jnp.int32(9))
+    assert choose("auto", case(mask=traced.replace(windows=(9, 50)))) == "splash"
     for change in ({"bias": True}, {"head_dim": 12}, {"mask": traced}, {"dtype": jnp.float16}):
         assert choose("auto", case(**change)) == "blockwise", change
     assert choose("auto", case(dropout=True)) == "xla"
@@ -83,7 +84,7 @@ def test_cudnn_on_the_gpus_that_have_it(monkeypatch) -> None:
         ("splash", {"dropout": True}, "no dropout"),
         ("splash", {"mask": Mask(prefix=texts[:, 0])}, "no prefix"),
         ("splash", {"mask": Mask(offset=jnp.int32(1))}, "first slot is fixed"),
-        ("splash", {"mask": Mask(window=jnp.int32(1))}, "window of fixed size"),
+        ("splash", {"mask": Mask(window=jnp.int32(1))}, "sizes that a window may have"),
         ("splash", {"mask": Mask(virtual=2, segments=(texts, texts))}, "virtual tokens"),
         ("cudnn", {}, "NVIDIA GPUs that are present"),
         ("blockwise", {"dropout": True}, "no dropout"),

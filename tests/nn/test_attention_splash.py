@@ -25,6 +25,8 @@ MASKS = {
     "padding": Mask(valid=jnp.asarray(valid)),
     "padding in both directions": Mask(valid=jnp.asarray(valid), causal=False),
     "segments, window, padding": Mask(segments=(texts, texts), window=9, valid=jnp.asarray(valid)),
+    "one of several windows": Mask(window=jnp.int32(20), windows=(9, 20, 2**31 - 1)),
+    "the largest of several": Mask(window=jnp.int32(2**31 - 1), windows=(9, 2**31 - 1)),
     "virtual": Mask(virtual=3),
     "virtual, padding": Mask(virtual=3, valid=jnp.asarray(valid)),
     "virtual in a window": Mask(virtual=3, window=40),

@@ -55,7 +55,7 @@ class Layer(nn.Module):
         mlp = GatedMLP(
             cfg.intermediate_size, cfg.hidden_act, kernel_init=init, execution=ex, name="mlp"
         )
-        y = attention(norm("input_layernorm")(x), ctx.with_window(window))
+        y = attention(norm("input_layernorm")(x), ctx.with_window(window, cfg.windows))
         if cfg.post_norms:
             x = x + norm("post_attention_layernorm")(y)
             y = mlp(norm("pre_feedforward_layernorm")(x))

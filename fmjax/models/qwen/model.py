@@ -49,7 +49,7 @@ class Layer(nn.Module):
         mlp = GatedMLP(
             cfg.intermediate_size, cfg.hidden_act, kernel_init=init, execution=ex, name="mlp"
         )
-        x = x + attention(norm(name="input_layernorm")(x), ctx.with_window(window))
+        x = x + attention(norm(name="input_layernorm")(x), ctx.with_window(window, cfg.windows))
         x = x + mlp(norm(name="post_attention_layernorm")(x))
         return constrain(x, ("batch", "seq", "act_embed"))
 
