@@ -23,6 +23,7 @@ from fmjax.recipes.measure import check_length
 from fmjax.recipes.models import CAUSAL, architecture
 from fmjax.recipes.objective import choose, is_masked
 from fmjax.recipes.options import Adaptation, Masking, Optimization
+from fmjax.recipes.plan_decode import plan_decoding
 from fmjax.recipes.plan_layout import mesh_of
 from fmjax.recipes.training import schedule
 from fmjax.train import Step, make_step
@@ -46,6 +47,7 @@ class Case:
       rules: a ready list, and pairs in front of it.
       packed: rows hold several documents, as in pretraining; else one document each.
       override: "field=value" changes of the architecture.
+      decode: plan a token of decoding instead of a training step; T slots of cache.
     """
 
     model: str
@@ -60,6 +62,7 @@ class Case:
     rules: str = ""
     packed: bool = True
     override: tuple[str, ...] = ()
+    decode: bool = False
 
     def settings(self) -> dict[str, Any]:
         """What a plan calls it; what is left at its default is left out."""
@@ -80,6 +83,10 @@ class Case:
             "rules": self.rules,
             "override": " ".join(self.override),
         }
+        if self.decode:
+            named = (
+                {"step": "decode"} | named | dict.fromkeys(("remat", "moments", "accumulate"), "")
+            )
         return {name: value for name, value in named.items() if value != ""}
 
 
@@ -96,9 +103,13 @@ def plan_case(case: Case, devices: list[Any] | None = None) -> Plan:
     topology = parse(case.topology)
     if case.batch < 1 or case.seq < 1:
         raise ConfigError(f"--batch {case.batch} and --seq {case.seq} must be at least 1")
-    case.adaptation.check()
+    if not case.decode:
+        case.adaptation.check()
     config = config_of(case)
     mesh = mesh_of(case.mesh, describe(topology) if devices is None else devices)
+    if case.decode:
+        result = plan_decoding(case, config, topology, mesh, parse_rules(case.rules))
+        return result if result.fits else dataclasses.replace(result, advice=advice(case, result))
     step, variables, flops = build(case, config, mesh)
     state = step.abstract_state(variables)
     result = plan(

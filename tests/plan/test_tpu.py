@@ -90,6 +90,19 @@ def test_frozen_weights_of_four_bits_take_a_quarter_of_bfloat16() -> None:
         assert memory.optimizer == pytest.approx(2 * adapter, rel=0.02)
 
 
+def test_a_token_of_decoding_reads_weights_and_cache_once() -> None:
+    case = dataclasses.replace(CASE, batch=8, decode=True, mesh="data=2,tensor=2")
+    result = plan_case(case)
+    cache = 2 * 2 * 2 * 8 * 2 * 256 * 128  # bfloat16 keys and values of 2 layers
+    assert result.memory.activations == cache // 4
+    assert result.memory.optimizer == 0 and result.bound_by == "hbm"
+    read = result.memory.weights + result.memory.activations
+    # All but the table of embeddings, of which it reads 8 rows.
+    assert read - 2 * 1024 * 256 // 2 < result.hbm_traffic_bytes_per_device < 1.6 * read
+    assert result.alias_bytes >= cache // 4  # the cache is updated in place
+    assert result.settings["step"] == "decode" and "remat" not in result.settings
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
