@@ -22,8 +22,8 @@ class PlanStep:
       seq: Tokens in a row.
       method: What is trained, as in `fmjax finetune`; full also serves pretraining.
       remat: What the backward pass recomputes, as in `fmjax train`.
-      mesh: Chips by axis, such as fsdp=8,tensor=2; one may be -1 (what is left). Without it all
-        chips are on fsdp.
+      mesh: Chips by axis, such as fsdp=8,tensor=2; one may be -1 (what is left). Without it the
+        layout is what a run would choose; with --rules alone all chips are on fsdp.
       rules: A ready list of sharding rules and pairs in front of it, such as
         fsdp_tensor,embed=none.
       adapter_dtype: Of what is trained beside frozen weights: auto is bfloat16 for qlora, else

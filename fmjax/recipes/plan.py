@@ -11,10 +11,10 @@ import fmjax
 from fmjax import peft, quant
 from fmjax.core import tree
 from fmjax.core.errors import ConfigError
+from fmjax.core.logical import Rules
 from fmjax.core.params import ParamSpec
 from fmjax.models.config import ModelConfig
 from fmjax.objectives import MaskedLM
-from fmjax.parallel import parse_rules
 from fmjax.plan import Plan, describe, parse, plan
 from fmjax.plan.search import Tried, search
 from fmjax.quantization import packed_paths
@@ -24,7 +24,7 @@ from fmjax.recipes.models import CAUSAL, architecture
 from fmjax.recipes.objective import choose, is_masked
 from fmjax.recipes.options import Adaptation, Masking, Optimization
 from fmjax.recipes.plan_decode import plan_decoding
-from fmjax.recipes.plan_layout import mesh_of
+from fmjax.recipes.plan_layout import layout_of
 from fmjax.recipes.training import schedule
 from fmjax.train import Step, make_step
 from fmjax.train.flops import matmul_params, train_flops_per_token
@@ -43,8 +43,8 @@ class Case:
       adaptation: the method and its settings.
       optimization: of which only `accumulate` changes what a step takes.
       remat, attention: of `fmjax.Execution`.
-      mesh: sizes by axis, such as "fsdp=8,tensor=2"; "" lays all chips on fsdp.
-      rules: a ready list, and pairs in front of it.
+      mesh: sizes by axis, such as "fsdp=8,tensor=2".
+      rules: a ready list, and pairs in front of it. Without both a layout is chosen, as runs do.
       packed: rows hold several documents, as in pretraining; else one document each.
       override: "field=value" changes of the architecture.
       decode: plan a token of decoding instead of a training step; T slots of cache.
@@ -106,11 +106,12 @@ def plan_case(case: Case, devices: list[Any] | None = None) -> Plan:
     if not case.decode:
         case.adaptation.check()
     config = config_of(case)
-    mesh = mesh_of(case.mesh, describe(topology) if devices is None else devices)
+    devices = describe(topology) if devices is None else devices
+    mesh, rules = layout_of(case, config, devices, topology.chip.hbm)
     if case.decode:
-        result = plan_decoding(case, config, topology, mesh, parse_rules(case.rules))
+        result = plan_decoding(case, config, topology, mesh, rules)
         return result if result.fits else dataclasses.replace(result, advice=advice(case, result))
-    step, variables, flops = build(case, config, mesh)
+    step, variables, flops = build(case, config, mesh, rules)
     state = step.abstract_state(variables)
     result = plan(
         step,
@@ -161,7 +162,7 @@ def config_of(case: Case) -> ModelConfig:
 
 
 def build(
-    case: Case, config: ModelConfig, mesh: jax.sharding.Mesh
+    case: Case, config: ModelConfig, mesh: jax.sharding.Mesh, rules: Rules
 ) -> tuple[Step, dict[str, Any], float]:
     """(the step of a run, its variables as `ParamSpec`s, model FLOPs of a token)."""
     a = case.adaptation
@@ -191,7 +192,7 @@ def build(
             weight_decay=optimization.weight_decay,
         ),
         mesh=mesh,
-        rules=parse_rules(case.rules),
+        rules=rules,
         trainable=adapted.trainable,
         accumulate=optimization.accumulate,
         clip_norm=optimization.clip_norm or None,
