@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from fmjax.recipes.options import Attention
+
 
 @dataclasses.dataclass(frozen=True)
 class PlanStep:
@@ -20,8 +22,8 @@ class PlanStep:
       seq: Tokens in a row.
       method: What is trained, as in `fmjax finetune`; full also serves pretraining.
       remat: What the backward pass recomputes, as in `fmjax train`.
-      mesh: Chips by axis, such as fsdp=8,tensor=2; one may be -1 (what is left). Without it all
-        chips are on fsdp.
+      mesh: Chips by axis, such as fsdp=8,tensor=2; one may be -1 (what is left). Without it the
+        layout is what a run would choose; with --rules alone all chips are on fsdp.
       rules: A ready list of sharding rules and pairs in front of it, such as
         fsdp_tensor,embed=none.
       adapter_dtype: Of what is trained beside frozen weights: auto is bfloat16 for qlora, else
@@ -30,10 +32,11 @@ class PlanStep:
       quantize: Frozen weights in 4 bits (nf4) or 8 (int8); qlora takes nf4 unless told otherwise.
       rank: Rank of low-rank matrices.
       accumulate: Parts that a batch is cut into.
-      attention: The kernel.
+      attention: The kernel, as in `fmjax train`.
       unpacked: Rows hold one document each; packed rows, which are the default, hold several.
       override: Changes of the architecture, such as num_hidden_layers=8.
       json: File to write all figures to.
+      decode: Plan a token of decoding for every row, whose caches have as many slots as --seq.
       search: Try meshes, rule lists, less recomputation and other batches, and rank what fits by
         estimated speed. Each takes a compilation.
     """
@@ -51,10 +54,11 @@ class PlanStep:
     quantize: Literal["none", "nf4", "int8"] = "none"
     rank: int = 8
     accumulate: int = 1
-    attention: str = "auto"
+    attention: Attention = "auto"
     unpacked: bool = False
     override: tuple[str, ...] = ()
     json: Path | None = None
+    decode: bool = False
     search: bool = False
 
     def run(self) -> None:
@@ -85,6 +89,7 @@ class PlanStep:
             self.rules,
             not self.unpacked,
             self.override,
+            self.decode,
         )
         if self.search:
             ranked = search_cases(case, lambda tried: print(tried.line(), flush=True))

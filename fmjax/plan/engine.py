@@ -60,6 +60,7 @@ def plan_traced(
     mesh: jax.sharding.Mesh,
     weights: Any,
     optimizer: Any = None,
+    activations: Any = None,
     tokens: int,
     model_flops: float,
     settings: Mapping[str, Any] | None = None,
@@ -71,6 +72,7 @@ def plan_traced(
       topology: what the mesh is of.
       mesh: its devices.
       weights, optimizer: trees of `ShapeDtypeStruct`s with shardings, among its arguments.
+      activations: likewise what it keeps from step to step, such as a cache of keys and values.
       tokens: that it processes, on all devices.
       model_flops: that the model needs for them.
       settings: what the result calls it.
@@ -102,7 +104,8 @@ def plan_traced(
         - stats.alias_size_in_bytes
     )
     module = hlo.parse(text)
-    moved, saved = tally(module), saved_activations(module)
+    moved = tally(module)
+    saved = saved_activations(module) + device_bytes(activations)
     # The rounded-up rest: layouts are padded, so parts may add up to a little more than their sum.
     rest = max(total - held["weights"] - held["optimizer"] - saved, 0)
     time_ = estimate(

@@ -17,7 +17,8 @@ class Memory:
     Attributes:
       weights: parameters and adapter, as they are laid out.
       optimizer: its state, as far as it is not kept in host memory.
-      activations: what the forward pass of scanned layers saves for the backward pass.
+      activations: what the forward pass of scanned layers saves for the backward pass; in
+        decoding, the cache of keys and values.
       temporaries: the rest: gradients, gathered weights, logits, the batch, padding of layouts.
     """
 

@@ -11,10 +11,10 @@ import fmjax
 from fmjax import peft, quant
 from fmjax.core import tree
 from fmjax.core.errors import ConfigError
+from fmjax.core.logical import Rules
 from fmjax.core.params import ParamSpec
 from fmjax.models.config import ModelConfig
 from fmjax.objectives import MaskedLM
-from fmjax.parallel import parse_rules
 from fmjax.plan import Plan, describe, parse, plan
 from fmjax.plan.search import Tried, search
 from fmjax.quantization import packed_paths
@@ -23,7 +23,8 @@ from fmjax.recipes.measure import check_length
 from fmjax.recipes.models import CAUSAL, architecture
 from fmjax.recipes.objective import choose, is_masked
 from fmjax.recipes.options import Adaptation, Masking, Optimization
-from fmjax.recipes.plan_layout import mesh_of
+from fmjax.recipes.plan_decode import plan_decoding
+from fmjax.recipes.plan_layout import layout_of
 from fmjax.recipes.training import schedule
 from fmjax.train import Step, make_step
 from fmjax.train.flops import matmul_params, train_flops_per_token
@@ -42,10 +43,11 @@ class Case:
       adaptation: the method and its settings.
       optimization: of which only `accumulate` changes what a step takes.
       remat, attention: of `fmjax.Execution`.
-      mesh: sizes by axis, such as "fsdp=8,tensor=2"; "" lays all chips on fsdp.
-      rules: a ready list, and pairs in front of it.
+      mesh: sizes by axis, such as "fsdp=8,tensor=2".
+      rules: a ready list, and pairs in front of it. Without both a layout is chosen, as runs do.
       packed: rows hold several documents, as in pretraining; else one document each.
       override: "field=value" changes of the architecture.
+      decode: plan a token of decoding instead of a training step; T slots of cache.
     """
 
     model: str
@@ -60,6 +62,7 @@ class Case:
     rules: str = ""
     packed: bool = True
     override: tuple[str, ...] = ()
+    decode: bool = False
 
     def settings(self) -> dict[str, Any]:
         """What a plan calls it; what is left at its default is left out."""
@@ -80,6 +83,10 @@ class Case:
             "rules": self.rules,
             "override": " ".join(self.override),
         }
+        if self.decode:
+            named = (
+                {"step": "decode"} | named | dict.fromkeys(("remat", "moments", "accumulate"), "")
+            )
         return {name: value for name, value in named.items() if value != ""}
 
 
@@ -96,10 +103,15 @@ def plan_case(case: Case, devices: list[Any] | None = None) -> Plan:
     topology = parse(case.topology)
     if case.batch < 1 or case.seq < 1:
         raise ConfigError(f"--batch {case.batch} and --seq {case.seq} must be at least 1")
-    case.adaptation.check()
+    if not case.decode:
+        case.adaptation.check()
     config = config_of(case)
-    mesh = mesh_of(case.mesh, describe(topology) if devices is None else devices)
-    step, variables, flops = build(case, config, mesh)
+    devices = describe(topology) if devices is None else devices
+    mesh, rules = layout_of(case, config, devices, topology.chip.hbm)
+    if case.decode:
+        result = plan_decoding(case, config, topology, mesh, rules)
+        return result if result.fits else dataclasses.replace(result, advice=advice(case, result))
+    step, variables, flops = build(case, config, mesh, rules)
     state = step.abstract_state(variables)
     result = plan(
         step,
@@ -150,7 +162,7 @@ def config_of(case: Case) -> ModelConfig:
 
 
 def build(
-    case: Case, config: ModelConfig, mesh: jax.sharding.Mesh
+    case: Case, config: ModelConfig, mesh: jax.sharding.Mesh, rules: Rules
 ) -> tuple[Step, dict[str, Any], float]:
     """(the step of a run, its variables as `ParamSpec`s, model FLOPs of a token)."""
     a = case.adaptation
@@ -180,7 +192,7 @@ def build(
             weight_decay=optimization.weight_decay,
         ),
         mesh=mesh,
-        rules=parse_rules(case.rules),
+        rules=rules,
         trainable=adapted.trainable,
         accumulate=optimization.accumulate,
         clip_norm=optimization.clip_norm or None,
