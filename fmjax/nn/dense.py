@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fmjax.core.errors import ConfigError
 from fmjax.core.execution import Execution
 from fmjax.nn import ia3_port, ports
+from fmjax.nn.at_use import at_use
 from fmjax.nn.int8_dot import int8_dot
 from fmjax.nn.param import param
 from fmjax.quant import Packed, matmul
@@ -60,7 +61,7 @@ class Dense(nn.Module):
                 return matmul(x.astype(ex.dtype), kernel, out_dtype)
             return jax.lax.dot_general(
                 x.astype(ex.dtype),
-                kernel.astype(ex.dtype),
+                at_use(kernel, ex.dtype),
                 (((x.ndim - 1,), (len(by_row[0]),)), by_row),
                 preferred_element_type=out_dtype,
             )

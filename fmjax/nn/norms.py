@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.core.execution import Execution
+from fmjax.nn.backward import together
 from fmjax.nn.param import param
 
 
@@ -16,11 +17,13 @@ class RMSNorm(nn.Module):
       execution: precision.
       offset: None as in LLaMA: the normalised value is rounded to the compute dtype before it is
         scaled. A number o as in Gemma (1): scaled by o + scale in float32, then rounded.
+      final: it stands on the last layer, see `fmjax.nn.backward.together`.
     """
 
     epsilon: float = 1e-6
     execution: Execution = Execution()
     offset: float | None = None
+    final: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -28,6 +31,8 @@ class RMSNorm(nn.Module):
         init = nn.initializers.constant(1.0 - (self.offset or 0.0))
         shape, between = (x.shape[-1],), x.ndim - 2
         scale = param(self, "scale", init, shape, ("norm",), ex.param_dtype, between=between)
+        if self.final:
+            x, scale = together(x, scale)
         x32 = x.astype(jnp.float32)
         y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)
         if self.offset is None:
@@ -36,10 +41,17 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x − mean) / std · scale + bias over the last axis (arXiv:1607.06450)."""
+    """(x − mean) / std · scale + bias over the last axis (arXiv:1607.06450).
+
+    Attributes:
+      epsilon: added to the variance.
+      execution: precision.
+      final: it stands on the last layer, see `fmjax.nn.backward.together`.
+    """
 
     epsilon: float = 1e-5
     execution: Execution = Execution()
+    final: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -51,6 +63,8 @@ class LayerNorm(nn.Module):
 
         scale = vector("scale", nn.initializers.ones)
         bias = vector("bias", nn.initializers.zeros)
+        if self.final:
+            x, scale = together(x, scale)
         x32 = x.astype(jnp.float32)
         x32 = x32 - jnp.mean(x32, -1, keepdims=True)
         y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + self.epsilon)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.core.errors import ConfigError
+from fmjax.nn.backward import settled
 
 _COMMON = {"rope_type", "rope_theta", "partial_rotary_factor"}
 _ATTENTION = {"attention_factor", "original_max_position_embeddings"}
@@ -216,6 +217,7 @@ def rotate(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
     Dimensions beyond the tables' (partial rotation) pass unchanged.
     """
+    x_BTHK = settled(x_BTHK)
     half = cos.shape[-1]
     x1, x2, rest = (
         x_BTHK[..., :half].astype(jnp.float32),

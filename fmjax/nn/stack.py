@@ -6,19 +6,39 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from fmjax.core.errors import ConfigError
 from fmjax.core.execution import Execution
 from fmjax.nn import pipeline
 
 _POLICIES = jax.checkpoint_policies
+INPUT = "layer_input"
 
-# What the backward pass finds saved; the rest of a layer it computes again.
+_names = _POLICIES.save_only_these_names
+
+# What the backward pass finds saved; the rest of a layer it computes again. Per token of a layer,
+# in values of the hidden size D (LLaMA, whose MLP is 2.7 D wide):
 REMAT: dict[str, Callable[..., bool] | None] = {
-    "none": None,  # everything: fastest where memory allows
-    "dots": _POLICIES.dots_with_no_batch_dims_saveable,  # results of the weight matmuls
-    "attention": _POLICIES.save_only_these_names("qkv", "attention"),
-    "full": _POLICIES.nothing_saveable,  # only the layers' inputs: least memory
+    # All: fastest where memory allows.
+    "none": None,
+    # Results of the weight matmuls: 12 D with the layer's input.
+    "dots": _POLICIES.dots_with_no_batch_dims_saveable,
+    # All but the output projection and what is elementwise: 10 D.
+    "minimal": _names("qkv", "attention", "mlp_gate", "mlp_up"),
+    # Attention is not computed again, the MLP is: 5 D.
+    "attention": _names("qkv", "attention"),
+    # Queries, keys, values, as attention takes them: 4 D.
+    "qkv": _names("qkv"),
+    # Only the layers' inputs: D.
+    "full": _POLICIES.nothing_saveable,
+    # The layers' inputs too leave the accelerator, for the host's memory: 0.
+    "offload": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -60,6 +80,7 @@ def apply_layers(
         raise ConfigError(f"remat {execution.remat!r} is unknown; choose one of {', '.join(REMAT)}")
 
     def body(layer: nn.Module, x: Any, own: Any, context: Any) -> tuple[Any, Any]:
+        x = jax.tree.map(lambda a: checkpoint_name(a, INPUT), x)
         x = layer(x, context, own)
         return x, (x if collect else None)
 

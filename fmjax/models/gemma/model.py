@@ -23,9 +23,9 @@ from fmjax.nn.stack import apply_layers
 STACK = "layers"
 
 
-def _norm(config: GemmaConfig, execution: Execution, name: str) -> RMSNorm:
+def _norm(config: GemmaConfig, execution: Execution, name: str, final: bool = False) -> RMSNorm:
     """Gemma's norms learn how far the scale is from 1."""
-    return RMSNorm(config.rms_norm_eps, execution, offset=1.0, name=name)
+    return RMSNorm(config.rms_norm_eps, execution, offset=1.0, final=final, name=name)
 
 
 class Layer(nn.Module):
@@ -100,5 +100,5 @@ class Gemma(DecoderModel):
             execution=ex,
             collect=collect,
         )
-        x = _norm(cfg, ex, "norm")(x)
+        x = _norm(cfg, ex, "norm", final=True)(x)
         return Decoded(x0, outputs, x, embed, softcap=cfg.final_logit_softcapping)

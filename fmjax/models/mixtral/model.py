@@ -100,6 +100,6 @@ class Mixtral(DecoderModel):
             execution=ex,
             collect=collect or routed,
         )
-        x = RMSNorm(cfg.rms_norm_eps, ex, name="norm")(x)
+        x = RMSNorm(cfg.rms_norm_eps, ex, final=True, name="norm")(x)
         router_logits = tuple(logits for _, logits in outputs) if routed else None
         return Decoded(x0, [y for y, _ in outputs], x, embed, router_logits)

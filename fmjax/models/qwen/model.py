@@ -82,5 +82,5 @@ class Qwen(DecoderModel):
             execution=ex,
             collect=collect,
         )
-        x = RMSNorm(cfg.rms_norm_eps, ex, name="norm")(x)
+        x = RMSNorm(cfg.rms_norm_eps, ex, final=True, name="norm")(x)
         return Decoded(x0, outputs, x, embed)
