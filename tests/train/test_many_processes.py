@@ -163,8 +163,8 @@ def test_one_that_is_slow_and_then_hangs_is_named(tmp_path):
         said = []
         for line in processes[0].stderr:
             said.append(line)
-            if "_value" in line:  # where the other waits: for a value of the step
-                break
+            if line.strip().endswith("in fit"):  # the stack of the one that waits
+                    break
         processes[1].send_signal(signal.SIGCONT)
         stdout, stderr = outputs(processes)[0]
     finally:
