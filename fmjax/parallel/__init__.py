@@ -2,6 +2,7 @@
 
 from fmjax.parallel.describe import describe
 from fmjax.parallel.distributed import Group, start
+from fmjax.parallel.meet import meet
 from fmjax.parallel.mesh import AXES, make_mesh
 from fmjax.parallel.placement import batch_sharding, param_shardings, shard_batch
 from fmjax.parallel.rules import (
@@ -22,6 +23,7 @@ __all__ = [
     "batch_sharding",
     "describe",
     "make_mesh",
+    "meet",
     "param_shardings",
     "parse_rules",
     "shard_batch",

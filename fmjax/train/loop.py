@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from fmjax.core.errors import ConfigError, DataError
+from fmjax.parallel import meet
 from fmjax.train.clock import Clock
 from fmjax.train.early_stopping import EarlyStopping, Watch
 from fmjax.train.evaluate import evaluate as means
@@ -149,11 +150,7 @@ def fit(
                 # If a signal came at this step, saving went before the evaluation.
                 run.evaluate()
                 run.save()
-            if jax.process_count() > 1:
-                # CPUs' collectives give up on a process that comes 30 s after the first.
-                from jax.experimental import multihost_utils
-
-                multihost_utils.sync_global_devices("fmjax.train.fit")
+            meet(step.mesh)
             while run.ended is None:
                 if not run.advance():
                     run.end("data")

@@ -1,9 +1,10 @@
 """A training run in one of several processes.
 
 many_processes.py SETTINGS: JSON with `out`, `process`, `processes`, `coordinator`, `devices` (of
-this process), `steps`, `mesh` and, optionally, `pace` (seconds before each batch, so that a signal
-meets the run under way), `streaming`, `signal` and `at` (the process signals itself at a batch),
-`look` (no training: what a restored run holds and reads next goes to OUT/look_PROCESS.npz).
+this process), `steps`, `mesh`. Optional: `pace`, seconds before each batch, so that a signal meets
+the run under way; `slow`, the process that the pace is for; `hang`, seconds; `streaming`; `signal`
+and `at`, the process signals itself at a batch; `look`, no training: what a restored run holds and
+reads next goes to LOOK/look_PROCESS.npz.
 """
 
 import json
@@ -120,14 +121,22 @@ def main(settings):
         found = look(step, state, batches, out)
         np.savez(f"{settings['look']}/look_{settings['process']}.npz", **found)
         return
+    slow = settings.get("slow", settings["process"]) == settings["process"]
     outcome = fit(
         step,
         state,
-        Paced(batches, settings.get("pace", 0), settings.get("signal", 0), settings.get("at", -1)),
+        Paced(
+            batches,
+            settings.get("pace", 0) * slow,
+            settings.get("signal", 0),
+            settings.get("at", -1),
+        ),
         steps=settings["steps"],
         out_dir=out,
         save_every=3,
         log_every=1,
+        hang_seconds=settings.get("hang", 60.0),
+        compare_hosts_every=4,
         loggers=[JsonlLogger(f"{out}/metrics.jsonl")],
     )
     print("stopped" if outcome.stopped else "finished", outcome.step, flush=True)

@@ -64,8 +64,11 @@ def outputs(processes):
 
 
 def log(out):
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
+    return [
+        {name: value for name, value in line.items() if name not in MEASURED}
+        for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        if "loss" in line  # not of how the hosts compare
+    ]
 
 
 def alike(a, b):
@@ -86,6 +89,7 @@ def at_batch(process, number):
 def alone(directory, **settings):
     """The run on one process: this one, which has eight devices."""
     settings = {"out": str(directory), "steps": STEPS, "mesh": MESH, "processes": 1} | settings
+    settings["process"] = 0
     many_processes.main(settings)
     return log(directory)
 
@@ -149,6 +153,30 @@ def test_one_asked_to_stop(tmp_path, pair, victim, number):
     assert (tmp_path / "checkpoints" / str(step) / "run" / "run.json").exists()
     outputs(launch(2, tmp_path))
     assert log(tmp_path) == log(pair)
+
+
+def test_one_that_is_slow_and_then_hangs_is_named(tmp_path):
+    processes = launch(2, tmp_path, pace=0.5, slow=1, hang=2)
+    try:
+        at_batch(processes[1], 5)
+        processes[1].send_signal(signal.SIGSTOP)
+        said = []
+        for line in processes[0].stderr:
+            said.append(line)
+            if line.strip().endswith("in fit"):  # the stack of the one that waits
+                    break
+        processes[1].send_signal(signal.SIGCONT)
+        stdout, stderr = outputs(processes)[0]
+    finally:
+        processes[1].send_signal(signal.SIGCONT)
+        end(processes)
+    said = "".join(said)
+    assert "in flush" in said
+    assert "(process 0 of 2): step" in said and "has taken" in said and "fmjax/train/run.py" in said
+    assert "straggler: host" in said and "(process 1) waits for its input" in said
+    assert "is over, after" in stderr and f"finished {STEPS}" in stdout
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "slowest_input_seconds" in line] == [4, 8]
 
 
 def looks(count, out, directory, **settings):
