@@ -154,9 +154,8 @@ alone = functools.cache(functools.partial(gradients, None))
 
 CASES = {
     "gpt2": ("gpt2", "full", "plain", {"stage": 2, "data": 2, "fsdp": 2}, {}),
-    "gpt2-lora": ("gpt2", "lora", "padded", {"stage": 4, "fsdp": 2}, {"microbatches": 8}),
-    "gpt2-tensor": ("gpt2", "full", "packed", {"stage": 4, "tensor": 2}, {"remat": "full"}),
-    "llama": ("llama", "full", "packed", {"stage": 4, "data": 2}, {}),
+    "gpt2-lora": ("gpt2", "lora", "padded", {"stage": 4, "tensor": 2}, {"microbatches": 8}),
+    "llama": ("llama", "full", "packed", {"stage": 4, "data": 2}, {"remat": "dots"}),
     "llama-fsdp-tensor": (
         "llama", "full", "packed", {"stage": 2, "fsdp": 2, "tensor": 2},
         {"remat": "full", "microbatches": 4},
@@ -164,7 +163,6 @@ CASES = {
     "llama-lora": (
         "llama", "lora", "packed", {"stage": 2, "data": 2, "tensor": 2}, {"remat": "attention"}
     ),
-    "llama-lora-fsdp": ("llama", "lora", "padded", {"stage": 2, "fsdp": 4}, {"remat": "dots"}),
     "llama-qlora": ("llama", "qlora", "packed", {"stage": 2, "fsdp": 2}, {"remat": "full"}),
     "gemma2": ("gemma2", "full", "packed", {"stage": 2, "tensor": 2}, {}),
     "falcon": ("falcon", "full", "padded", {"stage": 4}, {}),
