@@ -164,7 +164,7 @@ def test_one_that_is_slow_and_then_hangs_is_named(tmp_path):
         for line in processes[0].stderr:
             said.append(line)
             if line.strip().endswith("in fit"):  # the stack of the one that waits
-                    break
+                break
         processes[1].send_signal(signal.SIGCONT)
         stdout, stderr = outputs(processes)[0]
     finally:
