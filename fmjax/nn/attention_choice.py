@@ -121,9 +121,11 @@ def _cudnn(case: Case) -> str | None:
     mask, dtype = case.mask, jnp.dtype(case.dtype).name
     if case.platform != "gpu" or jax.default_backend() != "gpu":
         return f"runs on NVIDIA GPUs that are present, not on {case.platform!r}"
-    capability = getattr(logical.device(), "compute_capability", "0.0")
-    hopper = float(capability) >= 9
-    if float(capability) < 8:
+    capability = getattr(logical.device(), "compute_capability", "none")
+    # AMD's are no numbers.
+    major = int(capability.split(".")[0]) if capability[0].isdigit() else 0
+    hopper = major >= 9
+    if major < 8:
         return f"needs compute capability 8.0 (Ampere) or above, not {capability}"
     if dtype not in ("bfloat16", "float16"):
         return f"computes in bfloat16 and float16, not in {dtype}"

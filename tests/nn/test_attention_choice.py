@@ -69,8 +69,9 @@ def test_cudnn_on_the_gpus_that_have_it(monkeypatch) -> None:
             choose("cudnn", case(**gpu, **change))
     Device.compute_capability = "9.0"
     assert choose("auto", case(**gpu, head_dim=256)) == "cudnn"
-    Device.compute_capability = "7.5"
-    assert choose("auto", case(**gpu)) == "blockwise"
+    for older in ("7.5", "gfx942"):
+        Device.compute_capability = older
+        assert choose("auto", case(**gpu)) == "blockwise"
 
 
 @pytest.mark.parametrize(

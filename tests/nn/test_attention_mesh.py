@@ -157,3 +157,17 @@ def test_saving_attention_saves_its_second_run(meshed) -> None:
     once = loops("none")
     assert loops("attention") == once
     assert loops("full") > once
+
+
+@pytest.mark.parametrize("kernel", ["blockwise", "splash"])
+def test_decoding_with_a_kernel_for_the_prompt(kernel) -> None:
+    params = fmjax.init_params(fmjax.build(CONFIG), jax.random.key(0))
+
+    def tokens(attention):
+        model = fmjax.build(CONFIG, attention=attention)
+        prompts = [[5, 6, 7], [8]]
+        return fmjax.generate(
+            model, {"params": params}, prompts, max_new_tokens=4, eos_token_id=()
+        ).tokens
+
+    np.testing.assert_array_equal(tokens(kernel), tokens("xla"))
