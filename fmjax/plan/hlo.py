@@ -137,29 +137,30 @@ class Module:
             test = dataclasses.replace(inner, operands=test.operands)
         if test.opcode != "compare":
             return None
-        first, second = (self._value(where, loop, condition, name) for name in test.operands)
+        counter, bound = test.operands
         if "direction=GT" in test.attributes:
-            first, second = second, first
+            counter, bound = bound, counter
         elif "direction=LT" not in test.attributes:
             return None
-        return None if first is None or second is None else max(second - first, 0)
+        start = self._value(where, loop, condition, counter)
+        end = self._value(where, loop, condition, bound)
+        # A counter that starts at no constant is one that an outer loop resets to 0.
+        return None if end is None else max(end - (start or 0), 0)
 
     def _value(
         self, where: Computation, loop: Instruction, condition: Computation, name: str
     ) -> int | None:
-        """An integer that the condition compares, before the first round."""
+        """An integer that the condition compares, before the first round; None if it varies."""
         source = condition.instructions[name]
         if source.opcode == "get-tuple-element":
             index = int(re.search(r"index=(\d+)", source.attributes).group(1))
-            start = where.instructions[loop.operands[0]]
-            if start.opcode != "tuple":
-                return 0
-            source = where.instructions[start.operands[index]]
-            while source.opcode in ("copy", "bitcast"):
-                source = where.instructions[source.operands[0]]
-            if source.opcode != "constant":
-                return 0
-        return int(source.inside) if re.fullmatch(r"-?\d+", source.inside) else None
+            source = where.instructions[loop.operands[0]]
+            if source.opcode == "tuple":
+                source = where.instructions[source.operands[index]]
+        while source.opcode in ("copy", "bitcast") and source.operands[0] in where.instructions:
+            source = where.instructions[source.operands[0]]
+        constant = source.opcode == "constant" and re.fullmatch(r"-?\d+", source.inside)
+        return int(source.inside) if constant else None
 
 
 def parse(text: str) -> Module:

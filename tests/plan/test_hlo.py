@@ -131,8 +131,21 @@ def test_the_length_of_a_loop_follows_from_its_condition() -> None:
     assert tally(module).traffic == size + 10 * (2 * size + 3 * 4)
 
 
-def test_a_loop_of_unknown_length_counts_once_and_is_noted() -> None:
-    module = hlo.parse(UNSTATED.replace("direction=LT", "direction=NE"))
+@pytest.mark.parametrize(
+    ("printed", "changed"),
+    [
+        ("direction=LT", "direction=NE"),
+        ("compare(%j, %bound)", "compare(%bound, %j)"),
+        ("s32[]{:T(128)} constant(12)", "s32[]{:T(128)} get-tuple-element(%q), index=0"),
+    ],
+)
+def test_a_loop_of_unknown_length_counts_once_and_is_noted(printed: str, changed: str) -> None:
+    text = UNSTATED.replace(printed, changed)
+    if "index=0" in changed:  # a bound that is no constant
+        text = text.replace("%start = s32[]{:T(128)} constant(2)", "%start = s32[]{:T(128)} add()")
+    elif "%bound, %j" in changed:  # a bound that moves
+        text = text.replace("constant(2)", "partition-id()")
+    module = hlo.parse(text)
     assert [length for _, _, length in module.loops()] == [None]
     assert tally(module).unknown == 1
 
