@@ -116,7 +116,8 @@ def plan_traced(
     if moved.unknown or counted.unknown:
         notes = (
             "loops whose length depends on data count once: "
-            f"{counted.unknown} with products, {moved.unknown} of the compiled program",
+            f"{counted.unknown} with products, {moved.unknown} of the compiled program; blockwise "
+            "attention is one, --attention xla counts all of it",
         )
     fits = total <= chip.hbm
     return Plan(
