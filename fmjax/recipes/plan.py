@@ -258,7 +258,7 @@ def advice(case: Case, result: Plan) -> tuple[str, ...]:
     found = []
     if case.remat not in ("full", "offload"):
         found.append("--remat full: keep only the layers' inputs, for a third more arithmetic")
-    elif case.remat == "full" and result.memory.activations > result.hbm_limit_bytes / 10:
+    elif case.remat == "full" and not case.decode:
         found.append("--remat offload: keep the layers' inputs in the host's memory")
     if case.batch >= 2 * chips * parts:
         found.append(f"--accumulate {2 * parts}: the same batch in {2 * parts} parts")
