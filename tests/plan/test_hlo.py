@@ -131,9 +131,16 @@ def test_the_length_of_a_loop_follows_from_its_condition() -> None:
     assert tally(module).traffic == size + 10 * (2 * size + 3 * 4)
 
 
+@pytest.mark.parametrize(("step", "rounds"), [(1, 10), (2, 5), (3, 4)])
+def test_rounds_that_count_by_more_than_one(step: int, rounds: int) -> None:
+    text = UNSTATED.replace("%one = s32[]{:T(128)} constant(1)", f"%one = s32[] constant({step})")
+    assert [length for _, _, length in hlo.parse(text).loops()] == [rounds]
+
+
 @pytest.mark.parametrize(
     ("printed", "changed"),
     [
+        ("add(%i, %one)", "multiply(%i, %one)"),
         ("direction=LT", "direction=NE"),
         ("compare(%j, %bound)", "compare(%bound, %j)"),
         ("s32[]{:T(128)} constant(12)", "s32[]{:T(128)} get-tuple-element(%q), index=0"),
