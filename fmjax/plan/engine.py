@@ -12,7 +12,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from fmjax.plan import hlo
-from fmjax.plan.arithmetic import matmul_flops
+from fmjax.plan.arithmetic import count
 from fmjax.plan.result import Memory, Plan
 from fmjax.plan.roofline import estimate
 from fmjax.plan.topology import Topology
@@ -79,7 +79,8 @@ def plan_traced(
     """
     start, chip = time.monotonic(), topology.chip
     traced = trace()
-    flops = matmul_flops(traced.jaxpr) / mesh.size
+    counted = count(traced.jaxpr)
+    flops = counted.flops / mesh.size
     compiled, text, used = compile_for(traced.lower(), chip.platform)
     seconds = time.monotonic() - start
     held = {"weights": device_bytes(weights), "optimizer": device_bytes(optimizer)}
@@ -112,8 +113,12 @@ def plan_traced(
         chip, flops, moved.traffic, moved.collectives, common["model_flops_per_device"]
     )
     notes = ()
-    if moved.unknown:
-        notes = (f"{moved.unknown} loops of unknown length count once",)
+    if moved.unknown or counted.unknown:
+        notes = (
+            "loops whose length depends on data count once: "
+            f"{counted.unknown} with products, {moved.unknown} of the compiled program; blockwise "
+            "attention is one, --attention xla counts all of it",
+        )
     fits = total <= chip.hbm
     return Plan(
         **common,

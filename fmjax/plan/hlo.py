@@ -123,9 +123,9 @@ class Module:
                     yield computation, instruction, self.length(computation, instruction)
 
     def length(self, where: Computation, loop: Instruction) -> int | None:
-        """How often a `while` runs: as XLA states it, or read off `i < n`; None if it is neither.
+        """How often a `while` runs: as XLA states it, or read off `i < n` and `i + k`; else None.
 
-        Loops that JAX and the partitioner make count up by one.
+        JAX's loops count by one, the partitioner's by two where they go both ways round a ring.
         """
         stated = re.search(r'known_trip_count":\s*\{\s*"n":\s*"?(\d+)', loop.attributes)
         if stated:
@@ -137,29 +137,48 @@ class Module:
             test = dataclasses.replace(inner, operands=test.operands)
         if test.opcode != "compare":
             return None
-        first, second = (self._value(where, loop, condition, name) for name in test.operands)
+        counter, bound = test.operands
         if "direction=GT" in test.attributes:
-            first, second = second, first
+            counter, bound = bound, counter
         elif "direction=LT" not in test.attributes:
             return None
-        return None if first is None or second is None else max(second - first, 0)
+        start = self._value(where, loop, condition, counter)
+        end = self._value(where, loop, condition, bound)
+        step = self._step(loop, condition.instructions[counter])
+        if end is None or step is None:
+            return None
+        # A counter that starts at no constant is one that an outer loop resets to 0.
+        return max(-(-(end - (start or 0)) // step), 0)
+
+    def _step(self, loop: Instruction, counter: Instruction) -> int | None:
+        """What a round adds to the counter of the condition; None if it is no constant."""
+        body = self.computations[loop.called("body")[0]]
+        index = re.search(r"index=(\d+)", counter.attributes)
+        if index is None or body.root.opcode != "tuple":
+            return None
+        result = body.instructions[body.root.operands[int(index.group(1))]]
+        while result.opcode in ("copy", "bitcast"):
+            result = body.instructions[result.operands[0]]
+        if result.opcode != "add":
+            return None
+        added = [body.instructions[name] for name in result.operands]
+        steps = [int(i.inside) for i in added if re.fullmatch(r"[1-9]\d*", i.inside)]
+        return steps[0] if len(steps) == 1 else None
 
     def _value(
         self, where: Computation, loop: Instruction, condition: Computation, name: str
     ) -> int | None:
-        """An integer that the condition compares, before the first round."""
+        """An integer that the condition compares, before the first round; None if it varies."""
         source = condition.instructions[name]
         if source.opcode == "get-tuple-element":
             index = int(re.search(r"index=(\d+)", source.attributes).group(1))
-            start = where.instructions[loop.operands[0]]
-            if start.opcode != "tuple":
-                return 0
-            source = where.instructions[start.operands[index]]
-            while source.opcode in ("copy", "bitcast"):
-                source = where.instructions[source.operands[0]]
-            if source.opcode != "constant":
-                return 0
-        return int(source.inside) if re.fullmatch(r"-?\d+", source.inside) else None
+            source = where.instructions[loop.operands[0]]
+            if source.opcode == "tuple":
+                source = where.instructions[source.operands[index]]
+        while source.opcode in ("copy", "bitcast") and source.operands[0] in where.instructions:
+            source = where.instructions[source.operands[0]]
+        constant = source.opcode == "constant" and re.fullmatch(r"-?\d+", source.inside)
+        return int(source.inside) if constant else None
 
 
 def parse(text: str) -> Module:

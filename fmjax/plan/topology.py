@@ -8,6 +8,7 @@ from typing import Any
 
 from fmjax.core.errors import ConfigError
 from fmjax.plan.chips import CHIPS, Chip
+from fmjax.plan.gpu_targets import target_config
 
 # Chips → the grid that the cloud hands out for that number, so that a count is enough.
 _GRIDS = {
@@ -109,11 +110,13 @@ def describe(topology: Topology) -> list[Any]:
         )
     from jax.experimental import topologies
 
-    name = f"{topology.chip.name}:{topology.grid}"
+    name, options = f"{topology.chip.name}:{topology.grid}", _OPTIONS.get(topology.chip.name, {})
+    if platform == "cuda":
+        # Slices × hosts × GPUs of a host.
+        name = f"1x1x{topology.count}"
+        options = {"target_config": target_config(topology.chip), "topology": name}
     try:
-        found = topologies.get_topology_desc(
-            name, platform=platform, **_OPTIONS.get(topology.chip.name, {})
-        ).devices
+        found = topologies.get_topology_desc(name, platform=platform, **options).devices
     except Exception as e:  # the plugins raise their own kinds
         raise ConfigError(
             f"--topology {topology.text}: the {platform.upper()} compiler does not describe it "

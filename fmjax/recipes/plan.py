@@ -256,8 +256,10 @@ def advice(case: Case, result: Plan) -> tuple[str, ...]:
     held = result.memory.weights + result.memory.optimizer
     crowded = held > result.hbm_limit_bytes / 2
     found = []
-    if case.remat != "full":
+    if case.remat not in ("full", "offload"):
         found.append("--remat full: keep only the layers' inputs, for a third more arithmetic")
+    elif case.remat == "full" and not case.decode:
+        found.append("--remat offload: keep the layers' inputs in the host's memory")
     if case.batch >= 2 * chips * parts:
         found.append(f"--accumulate {2 * parts}: the same batch in {2 * parts} parts")
         found.append(f"--batch {case.batch // 2}: fewer rows")

@@ -3,12 +3,11 @@
 import dataclasses
 from collections.abc import Iterator
 
-from fmjax.nn.stack import REMAT
 from fmjax.plan import Topology
 from fmjax.recipes.plan import Case
 
 # From the fastest to the one that takes least memory.
-POLICIES = ("none", "dots", "attention", "full")
+POLICIES = ("none", "minimal", "attention", "qkv", "full")
 
 
 def groups(case: Case, topology: Topology) -> Iterator[list[tuple[str, Case]]]:
@@ -16,14 +15,13 @@ def groups(case: Case, topology: Topology) -> Iterator[list[tuple[str, Case]]]:
 
     What the case sets itself (a mesh, rules) is kept.
     """
-    policies = [name for name in POLICIES if name in REMAT]
     for mesh, rules in layouts(case, topology.count):
         for batch in batches(case.batch, topology.count):
             changed = dataclasses.replace(case, mesh=mesh, rules=rules, batch=batch)
             name = ", ".join(filter(None, [mesh, rules, f"batch {batch}"]))
             yield [
                 (f"{name}, remat {remat}", dataclasses.replace(changed, remat=remat))
-                for remat in policies
+                for remat in POLICIES
             ]
 
 

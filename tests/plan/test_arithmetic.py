@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 import fmjax
 from fmjax.objectives import CausalLM
-from fmjax.plan.arithmetic import matmul_flops
+from fmjax.plan.arithmetic import count, matmul_flops
 from fmjax.train import adamw, make_step
 from fmjax.train.flops import matmul_params, train_flops_per_token
 
@@ -101,6 +102,45 @@ def test_kernels_count_what_they_state_or_their_grid(stated: int | None) -> None
         cost_estimate=stated and pl.CostEstimate(flops=stated, transcendentals=0, bytes_accessed=0),
     )
     assert flops(fn, (32, 16), (16, 16)) == (stated or 2 * 32 * 16 * 16)
+
+
+def test_blocks_that_splash_attention_skips_do_not_count() -> None:
+    """It is handed which blocks of the mask are empty: here 6 of 16, the future."""
+
+    def kernel(following: Any, blocks: Any, x: Any, w: Any, out: Any) -> None:
+        @pl.when(blocks[0, pl.program_id(0), pl.program_id(1)] != 0)
+        def work() -> None:
+            out[...] = x[...] @ w[...]
+
+    causal = jnp.tril(jnp.ones((1, 4, 4), jnp.int8))
+
+    def fn(x: jax.Array, w: jax.Array) -> jax.Array:
+        return pl.pallas_call(
+            kernel,
+            name="splash_mha_fwd",
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=2,
+                grid=(4, 4),
+                in_specs=[
+                    pl.BlockSpec((8, 16), lambda i, j, *_: (i, 0)),
+                    pl.BlockSpec((16, 16), lambda i, j, *_: (0, 0)),
+                ],
+                out_specs=pl.BlockSpec((8, 16), lambda i, j, *_: (i, j)),
+            ),
+            out_shape=jax.ShapeDtypeStruct((32, 64), jnp.float32),
+            interpret=True,
+        )(jnp.zeros((1, 4, 4), jnp.int8), causal, x, w)
+
+    assert flops(fn, (32, 16), (16, 16)) == 10 * 2 * 8 * 16 * 16
+
+
+def test_loops_whose_length_depends_on_data_are_counted_once_and_told() -> None:
+    def fn(n: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, n, lambda _, x: x @ x, x)
+
+    arguments = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    found = count(jax.make_jaxpr(fn)(*arguments))
+    assert (found.flops, found.unknown) == (2 * 4**3, 1)
 
 
 def step_of(layers: int, **execution: Any) -> tuple[Any, Any, Any, Any]:

@@ -131,8 +131,28 @@ def test_the_length_of_a_loop_follows_from_its_condition() -> None:
     assert tally(module).traffic == size + 10 * (2 * size + 3 * 4)
 
 
-def test_a_loop_of_unknown_length_counts_once_and_is_noted() -> None:
-    module = hlo.parse(UNSTATED.replace("direction=LT", "direction=NE"))
+@pytest.mark.parametrize(("step", "rounds"), [(1, 10), (2, 5), (3, 4)])
+def test_rounds_that_count_by_more_than_one(step: int, rounds: int) -> None:
+    text = UNSTATED.replace("%one = s32[]{:T(128)} constant(1)", f"%one = s32[] constant({step})")
+    assert [length for _, _, length in hlo.parse(text).loops()] == [rounds]
+
+
+@pytest.mark.parametrize(
+    ("printed", "changed"),
+    [
+        ("add(%i, %one)", "multiply(%i, %one)"),
+        ("direction=LT", "direction=NE"),
+        ("compare(%j, %bound)", "compare(%bound, %j)"),
+        ("s32[]{:T(128)} constant(12)", "s32[]{:T(128)} get-tuple-element(%q), index=0"),
+    ],
+)
+def test_a_loop_of_unknown_length_counts_once_and_is_noted(printed: str, changed: str) -> None:
+    text = UNSTATED.replace(printed, changed)
+    if "index=0" in changed:  # a bound that is no constant
+        text = text.replace("%start = s32[]{:T(128)} constant(2)", "%start = s32[]{:T(128)} add()")
+    elif "%bound, %j" in changed:  # a bound that moves
+        text = text.replace("constant(2)", "partition-id()")
+    module = hlo.parse(text)
     assert [length for _, _, length in module.loops()] == [None]
     assert tally(module).unknown == 1
 

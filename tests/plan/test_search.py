@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fmjax.cli.main import main
 from fmjax.core.errors import FmjaxError, ShardingError
+from fmjax.nn.stack import REMAT
 from fmjax.plan import Memory, Plan, parse
 from fmjax.plan.search import Tried, search, to_json
 from fmjax.recipes.plan import Case
@@ -58,7 +62,10 @@ def test_where_no_layout_works_the_reason_is_said() -> None:
 def test_groups_go_from_the_fastest_to_the_smallest() -> None:
     found = list(groups(CASE, parse(CASE.topology)))
     for group in found:
-        assert [case.remat for _, case in group] == ["none", "dots", "attention", "full"]
+        policies = [case.remat for _, case in group]
+        # REMAT goes from the fastest to the one that takes least memory.
+        assert policies == sorted(policies, key=list(REMAT).index)
+        assert policies[0] == "none" and policies[-1] == "full"
         assert len({(case.mesh, case.rules, case.batch) for _, case in group}) == 1
     names = [name for group in found for name, _ in group]
     assert len(names) == len(set(names))
@@ -73,3 +80,27 @@ def test_what_is_asked_for_is_kept() -> None:
     assert batches(32, 16) == [32, 64, 16]
     assert batches(16, 16) == [16, 32]
     assert batches(3, 2) == [6]
+
+
+@pytest.mark.parametrize("used", [10, 1000])
+def test_the_command_lists_the_best_first(
+    used: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranked = [Tried("fsdp=8", made(9, used)), Tried("ddp", None, "too many heads")]
+
+    def search_cases(case: Case, report: Callable[[Tried], None]) -> list[Tried]:
+        assert (case.topology, case.batch) == ("v5e:8", 16)
+        for tried in reversed(ranked):
+            report(tried)
+        return ranked
+
+    monkeypatch.setattr("fmjax.recipes.plan.search_cases", search_cases)
+    monkeypatch.setattr(Plan, "__str__", lambda plan: "the whole plan")
+    file = tmp_path / "search.json"
+    line = "plan --model gpt2 --topology v5e:8 --batch 16 --seq 128 --search --json"
+    assert main([*line.split(), str(file)]) == 0
+    out = capsys.readouterr().out
+    assert out.index("ddp: refused") < out.index("best first:") < out.rindex("fsdp=8: ")
+    assert ("the whole plan" in out) is (used == 10)
+    assert ("nothing fits" in out) is (used == 1000)
+    assert [p["name"] for p in json.loads(file.read_text())["ranked"]] == ["fsdp=8"]
