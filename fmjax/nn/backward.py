@@ -7,18 +7,6 @@ from jax.custom_derivatives import SymbolicZero
 
 
 @jax.custom_vjp
-def settled(x: jax.Array) -> jax.Array:
-    """x itself; its gradient is rounded to x's dtype before anything is made of it.
-
-    XLA would let each of several readers round a float32 gradient, and hold that.
-    """
-    return x
-
-
-settled.defvjp(lambda x: (x, None), lambda _, dx: (jax.lax.optimization_barrier(dx),))
-
-
-@jax.custom_vjp
 def together(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(x, weight); the weight's gradient is taken before that of x is handed on.
 

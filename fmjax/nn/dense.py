@@ -11,6 +11,7 @@ from fmjax.core.errors import ConfigError
 from fmjax.core.execution import Execution
 from fmjax.nn import ia3_port, ports
 from fmjax.nn.at_use import at_use
+from fmjax.nn.backward import together
 from fmjax.nn.int8_dot import int8_dot
 from fmjax.nn.param import param
 from fmjax.quant import Packed, matmul
@@ -27,6 +28,8 @@ class Dense(nn.Module):
       execution: precision. W is cast to `execution.dtype` for the product, which is one of int8
         operands where `execution.matmul` says so and the result is no logits.
       out_dtype: of the accumulator and the result; default `execution.dtype`.
+      wide: the result is larger than the input: its gradient is made use of, for W, before that of
+        x is handed on, and is not held any longer (see `fmjax.nn.backward.together`).
     """
 
     features: int | tuple[int, ...]
@@ -35,6 +38,7 @@ class Dense(nn.Module):
     kernel_init: Callable[..., jax.Array] = nn.initializers.normal(0.02)
     execution: Execution = Execution()
     out_dtype: jnp.dtype | None = None
+    wide: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,6 +52,9 @@ class Dense(nn.Module):
         out_dtype = self.out_dtype or ex.dtype
         # One kernel for each row of the batch, in a bank of adapters with copies of it.
         by_row = ((0,), (0,)) if kernel.ndim > len(shape) else ((), ())
+
+        if self.wide and not isinstance(kernel, Packed):
+            x, kernel = together(x, kernel)
 
         def product(x: jax.Array) -> jax.Array:
             if ex.matmul == "int8" and self.out_dtype is None:

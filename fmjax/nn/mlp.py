@@ -41,6 +41,7 @@ class MLP(nn.Module):
             self.use_bias,
             self.kernel_init,
             self.execution,
+            wide=True,
             name=self.names[0],
         )
         down = Dense(
@@ -74,7 +75,8 @@ class GatedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def dense(features: int, axes: tuple[str, str], name: str) -> Dense:
-            return Dense(features, axes, self.use_bias, self.kernel_init, self.execution, name=name)
+            wide, ex = axes[0] == "embed", self.execution
+            return Dense(features, axes, self.use_bias, self.kernel_init, ex, wide=wide, name=name)
 
         gate = dense(self.features, ("embed", "mlp"), "gate_proj")(x)
         up = dense(self.features, ("embed", "mlp"), "up_proj")(x)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.core.errors import ConfigError
-from fmjax.nn.backward import settled
 
 _COMMON = {"rope_type", "rope_theta", "partial_rotary_factor"}
 _ATTENTION = {"attention_factor", "original_max_position_embeddings"}
@@ -212,12 +211,13 @@ def cos_sin(
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
+@jax.custom_vjp
 def rotate(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates pairs (i, i + rotated / 2), the half-split order of Hugging Face files.
 
-    Dimensions beyond the tables' (partial rotation) pass unchanged.
+    Dimensions beyond the tables' (partial rotation) pass unchanged. The gradient is rotated back,
+    by the same arithmetic; left to itself, XLA would hold it in float32. The tables have none.
     """
-    x_BTHK = settled(x_BTHK)
     half = cos.shape[-1]
     x1, x2, rest = (
         x_BTHK[..., :half].astype(jnp.float32),
@@ -226,3 +226,15 @@ def rotate(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     )
     rotated = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)
     return jnp.concatenate([rotated.astype(x_BTHK.dtype), rest], -1)
+
+
+def _forward(x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, Any]:
+    return rotate(x, cos, sin), (cos, sin)
+
+
+def _backward(tables: Any, dy: jax.Array) -> tuple[jax.Array, None, None]:
+    cos, sin = tables
+    return rotate(dy, cos, -sin), None, None
+
+
+rotate.defvjp(_forward, _backward)
