@@ -103,7 +103,8 @@ def _axes(sharding: NamedSharding) -> tuple[str, ...]:
 
 def _sequences(batch: Mapping[str, Any], mesh: Mesh, rules: logical.Rules) -> set[str]:
     """Names of the arrays [B, T] whose tokens the mesh splits."""
-    axes = _axes(NamedSharding(mesh, logical.spec(("seq",), rules, mesh)))
+    ruled = any(axis == "seq" for axis, _ in rules)
+    axes = _axes(NamedSharding(mesh, logical.spec(("seq",), rules, mesh))) if ruled else ()
     if not axes:
         return set()
     lengths = {x.shape[1] for name, x in batch.items() if name.endswith("input_ids")}

@@ -38,6 +38,13 @@ for order, chosen in orders.items():
         for shard in placed.addressable_shards:
             np.testing.assert_array_equal(np.asarray(shard.data), whole["ids"][shard.index])
         direct.append(own_rows(placed.sharding, placed.shape))
+mesh = make_mesh(data=2, context=2, devices=orders["mixed"])
+tokens = {"input_ids": np.arange(8 * 4, dtype=np.int32).reshape(8, 4)}
+part = {"input_ids": tokens["input_ids"][4 * group.index : 4 * group.index + 4]}
+placed = shard_batch(part, mesh, DEFAULT_RULES)["input_ids"]
+for shard in placed.addressable_shards:
+    assert shard.data.shape == (4, 2)
+    np.testing.assert_array_equal(np.asarray(shard.data), tokens["input_ids"][shard.index])
 assert direct == [True, False, True, False, False, False], direct
 print("done", flush=True)
 """
