@@ -22,11 +22,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fmjax.core import logical
 from fmjax.core.adapter import COLLECTION
 from fmjax.core.errors import ConfigError, ShardingError
-from fmjax.core.execution import Execution
 
 AXIS = "stage"
 
-Body = Callable[..., tuple[Any, Any]]
+Body = Callable[[nn.Module, Any, Any, Any], tuple[Any, Any]]
 
 
 def stages() -> int:
@@ -51,31 +50,29 @@ def stages() -> int:
 
 
 def apply_stages(
+    body: Body,
     layer: nn.Module,
     num_layers: int,
     x: Any,
     context: Any,
     per_layer: Any,
-    execution: Execution,
-    policy: Callable[..., bool] | None,
-    collect: bool,
+    microbatches: int | None = None,
 ) -> tuple[Any, Any]:
     """Applies a stack of layers stage by stage; the arguments are those of `apply_layers`.
 
     Dropout draws other numbers than without stages: a key for each layer and microbatch.
 
     Args:
+      body: (layer, x, own, context) → (x, what is kept of each layer), rematerialised or not.
       layer: bound, with variables that are stacked on a leading axis of L.
       num_layers: L.
       x: pytree of arrays [B, …].
       context: pytree. Arrays [B, …] are cut like the batch; scalars and arrays [1, …] are shared.
       per_layer: pytree of arrays [L, …].
-      execution: `microbatches`, M, is a multiple of S; None means S.
-      policy: of rematerialisation, unless `execution.remat` is "none".
-      collect: also return every layer's output.
+      microbatches: M, a multiple of S; None means S.
 
     Returns:
-      (x of the last layer, x of all layers with a leading axis of L if `collect`, else None).
+      (x of the last layer, what is kept, arrays [L, B, …]).
 
     Raises:
       ShardingError: layers, microbatches or rows that do not divide.
@@ -83,20 +80,18 @@ def apply_stages(
     """
     mesh, rules = logical.current()
     S = mesh.shape[AXIS]
-    M = execution.microbatches or S
+    M = microbatches or S
     B = jax.tree.leaves(x)[0].shape[0]
     inner = _without_stage(rules)
     batch = _check_sizes(num_layers, S, M, B, mesh, inner)
     split, join = _by_row(context, B)
     layers = (_variables(layer), per_layer, np.arange(num_layers))
-    one = _one_layer(layer, collect)
-    if execution.remat != "none":
-        one = jax.checkpoint(one, policy=policy, prevent_cse=False)
+    one = _one_layer(body, layer)
 
     def run(layers: Any, x: Any, rows: Any, microbatch: jax.Array) -> tuple[Any, Any]:
         """One stage's turn: its layers, and one microbatch of x and of the context's rows."""
         context = join(rows)
-        return jax.lax.scan(lambda x, own: one(own, x, context, microbatch), x, layers)
+        return jax.lax.scan(lambda x, of_layer: one(x, of_layer, context, microbatch), x, layers)
 
     def lay_out(arrays: Any, *between: None) -> Any:
         """[S, *between, R, …], the rows as the batch is inside a stage."""
@@ -119,8 +114,6 @@ def apply_stages(
         (_, done), kept = jax.lax.scan(schedule, (passing, waiting), jnp.arange(M + S - 1))
     # Microbatch m comes out into slot (m + S − 1) mod K of the stage that it began at.
     out = jax.tree.map(lambda a: _merge(jnp.roll(a, 1 - S, 1)), done[0])
-    if not collect:
-        return out, None
 
     def sort(a: jax.Array) -> jax.Array:
         """[ticks, S, L / S, R, …] → [L, B, …]: of stage s the ticks from s on."""
@@ -174,18 +167,17 @@ class _Schedule:
         return jax.tree.map(choose, new, old)
 
 
-def _one_layer(layer: nn.Module, collect: bool) -> Body:
-    """(variables and own input of a layer with its number, x, context, microbatch) → x, kept."""
+def _one_layer(body: Body, layer: nn.Module) -> Callable[..., tuple[Any, Any]]:
+    """(x, (variables, own input, number) of a layer, context, microbatch) → (x, what is kept)."""
     free = layer.clone(parent=None)
     key = layer.make_rng("dropout") if layer.has_rng("dropout") else None
 
-    def one(own: Any, x: Any, context: Any, microbatch: jax.Array) -> tuple[Any, Any]:
-        variables, own, number = own
+    def one(x: Any, of_layer: Any, context: Any, microbatch: jax.Array) -> tuple[Any, Any]:
+        variables, own, number = of_layer
         rngs = None
         if key is not None:
             rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(key, number), microbatch)}
-        x = free.apply(variables, x, context, own, rngs=rngs)
-        return x, (x if collect else None)
+        return free.apply(variables, x, own, context, rngs=rngs, method=body)
 
     return one
 

@@ -98,7 +98,7 @@ def apply_layers(
     layer = make_layer(name)
     if pipeline.stages() > 1 and not layer.is_initializing():
         x, outputs = pipeline.apply_stages(
-            layer, num_layers, x, context, per_layer, execution, REMAT[execution.remat], collect
+            body, layer, num_layers, x, context, per_layer, execution.microbatches
         )
     else:
         scanned = nn.scan(

@@ -1,12 +1,14 @@
 """AdamW that computes in float32, whatever its parameters and moments are stored in."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fmjax.core import logical
 from fmjax.train import moments
 from fmjax.train.moments import Blockwise
 
@@ -110,19 +112,27 @@ def _by_layers(leaf: Callable[..., Any], decay: float, g: Any, p: Any, m: Any, v
     if not isinstance(m, Blockwise) or g.ndim < 3 or g.size < SLICE or m.absmax.shape[0] < len(g):
         return leaf(decay, g, p, m, v)
 
+    shards, step, axis = logical.shards("layers"), partial(leaf, decay), 0
+    if shards > 1:  # Each device takes its own layers, one by one.
+        step, axis = jax.vmap(step), 1
+        g, p, m, v = jax.tree.map(
+            lambda x: x.reshape(shards, len(x) // shards, *x.shape[1:]), (g, p, m, v)
+        )
+
     def fetch(stacks: Any, i: Any) -> Any:
         return jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), (stacks, p)
+            lambda x: jax.lax.dynamic_index_in_dim(x, i, axis, keepdims=False), (stacks, p)
         )
 
     def body(i: jax.Array, carry: Any) -> Any:
         stacks, ((g, m, v), here) = carry
         stacks = jax.tree.map(
-            lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0),
+            lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, axis),
             stacks,
-            leaf(decay, g, here, m, v),
+            step(g, here, m, v),
         )
         return stacks, fetch(stacks, i + 1)  # After the last layer, the last again.
 
     stacks = (g.astype(p.dtype), m, v)
-    return jax.lax.fori_loop(0, len(g), body, (stacks, fetch(stacks, 0)))[0]
+    new = jax.lax.fori_loop(0, g.shape[axis], body, (stacks, fetch(stacks, 0)))[0]
+    return new if shards == 1 else jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2), new)

@@ -233,7 +233,8 @@ class Step:
 
         # A branch, not a select: it updates in place on every backend, where selecting per leaf
         # makes XLA's CPU backend copy both moments first (2.3 × parameters of temporaries, not 1).
-        new = jax.lax.cond(finite, apply, lambda *_: donated, new_extra, sums["grads"])
+        with self._layout():
+            new = jax.lax.cond(finite, apply, lambda *_: donated, new_extra, sums["grads"])
         now_skipped = skipped + (~finite).astype(jnp.int32)
         metrics = {"loss": sums["loss"] / weight}
         metrics |= {name: total / w for name, (total, w) in sums["metrics"].items()}

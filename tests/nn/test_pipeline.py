@@ -84,6 +84,15 @@ OBJECTIVES = {
 }
 
 
+# Quick to compile, slow to run, for programs that run once.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(monkeypatch) -> None:
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICK))
+
+
 @functools.cache
 def batch_of(rows, kind):
     """Packed documents of uneven lengths with padding at the end, or single padded ones."""
@@ -162,6 +171,9 @@ CASES = {
     ),
     "llama-lora": (
         "llama", "lora", "packed", {"stage": 2, "data": 2, "tensor": 2}, {"remat": "attention"}
+    ),
+    "llama-context": (
+        "llama", "full", "packed", {"stage": 2, "context": 2, "fsdp": 2}, {"remat": "attention"}
     ),
     "llama-qlora": ("llama", "qlora", "packed", {"stage": 2, "fsdp": 2}, {"remat": "full"}),
     "gemma2": ("gemma2", "full", "packed", {"stage": 2, "tensor": 2}, {}),

@@ -253,6 +253,23 @@ def test_shards_and_checkpoints_of_int8_moments(tmp_path, slice_, monkeypatch):
     np.testing.assert_allclose(*kernels, atol=1e-6, rtol=0)
 
 
+def test_a_stage_updates_its_own_layers_one_by_one(monkeypatch):
+    monkeypatch.setattr(compact_adamw, "SLICE", 1)
+    batch = {"x": np.ones(8, np.float32)}
+    mesh = make_mesh(stage=2, fsdp=2, tensor=2, data=1)
+    step, state = sharded(mesh, ("stage", "fsdp", "tensor"))
+    one, alone = sharded(make_mesh(data=1, devices=jax.devices()[:1]), ())
+    program = step.lower(state, batch).compile().as_text()
+    assert "all-gather" not in program and "while" in program
+    for _ in range(2):
+        state, _ = step(state, batch)
+        alone, _ = one(alone, batch)
+    kernels = (x.variables["params"]["kernel"] for x in (state, alone))
+    np.testing.assert_allclose(*kernels, atol=1e-6, rtol=0)
+    moments = (x.opt_state.mu["params"]["kernel"] for x in (state, alone))
+    np.testing.assert_array_equal(*(np.asarray(m.codes) for m in moments))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
