@@ -199,8 +199,8 @@ def test_training_is_that_of_one_device():
 
 def test_activation_memory_falls_with_the_context_axis():
     """Peak temporaries of a whole step of the loss, at 1, 2, 4 and 8 devices."""
-    config = GPT2 | {"n_positions": 8192, "n_embd": 64, "n_layer": 4}
-    ids = {"input_ids": np.zeros((1, 8192), np.int32)}
+    config = LLAMA | {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 8}
+    ids = {"input_ids": np.zeros((1, 16384), np.int32)}
     bytes_ = []
     for n in (1, 2, 4, 8):
         mesh = mesh_of(context=n)
@@ -220,9 +220,9 @@ def test_activation_memory_falls_with_the_context_axis():
         )
         compiled = jax.jit(jax.grad(loss)).lower(params, batch).compile()
         bytes_.append(compiled.memory_analysis().temp_size_in_bytes)
-    print(bytes_)
+    # 562, 289, 147, 79 MB: a part that is divided, and a block of scores that is not.
     for one, half in itertools.pairwise(bytes_):
-        assert half < 0.55 * one
+        assert half < 0.55 * one, bytes_
 
 
 def test_batches_are_split_along_the_sequence():
