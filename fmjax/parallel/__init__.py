@@ -1,7 +1,8 @@
 """Meshes, rule lists and placement: sharding is data."""
 
 from fmjax.parallel.describe import describe
-from fmjax.parallel.distributed import Group, start
+from fmjax.parallel.distributed import start
+from fmjax.parallel.group import Group
 from fmjax.parallel.meet import meet
 from fmjax.parallel.mesh import AXES, make_mesh
 from fmjax.parallel.placement import batch_sharding, param_shardings, shard_batch

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from fmjax.core.errors import ConfigError
-from fmjax.parallel import distributed, roll_call
-from fmjax.parallel.distributed import find_group, first_host
+from fmjax.parallel import group, roll_call
+from fmjax.parallel.group import find_group, first_host
 
 SRUN = {
     "SLURM_JOB_ID": "5000",
@@ -22,8 +22,8 @@ TORCHRUN = {"MASTER_ADDR": "h0", "MASTER_PORT": "29400", "WORLD_SIZE": "8", "RAN
 JAX = {"JAX_COORDINATOR_ADDRESS": "h0:1234", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "1"}
 
 
-def parts(group):
-    return group.coordinator, group.count, group.index, group.local_devices
+def parts(found):
+    return found.coordinator, found.count, found.index, found.local_devices
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_tpu_pods_are_left_to_jax(environ):
 
 def test_a_tpu_vm_asks_its_metadata(monkeypatch):
     answers = {"worker-network-endpoints": "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3"}
-    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["/dev/accel0"])
-    monkeypatch.setattr(distributed, "_metadata", lambda key: answers.get(key, ""))
+    monkeypatch.setattr(group.glob, "glob", lambda pattern: ["/dev/accel0"])
+    monkeypatch.setattr(group, "_metadata", lambda key: answers.get(key, ""))
     assert find_group(environ={}) is not None
     answers["worker-network-endpoints"] = "unknown:unknown:10.0.0.2"
     assert find_group(environ={}) is None
