@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -28,7 +29,7 @@ divide by any sensible mesh, and replicating what they hold would undo the mesh:
 and so are the batch and the sequence."""
 
 _log = logging.getLogger("fmjax.sharding")
-_told: set[str] = set()
+_told: set[Any] = set()
 _current: ContextVar[tuple[Mesh, Rules] | None] = ContextVar("mesh_and_rules", default=None)
 
 
@@ -87,8 +88,10 @@ def _dividing(
         raise ShardingError(
             f"{what}; change the mesh, or replicate it with the rule ({axis!r}, None)"
         )
-    if what not in _told:
-        _told.add(what)
+    # Of activations one message for a size is enough, whoever lays them out.
+    key = what if "/" in name else (axis, size, over)
+    if key not in _told:
+        _told.add(key)
         rest = " × ".join(a for a in chosen if a not in kept)
         _log.warning("%s; every device along %s has all of it", what, rest)
     return kept

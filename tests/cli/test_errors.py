@@ -130,13 +130,22 @@ def test_tokenizer_that_does_not_fit(fails, broken_model, finetune_args, train_a
     "mesh, fragment",
     [
         ("data=3", "does not divide the 8 devices"),
-        ("rows=2", "no axis 'rows'; there are data, fsdp"),
+        ("rows=2", "no axis 'rows'; there are stage, data, fsdp"),
         ("data", "write axis=number"),
-        ("data=1,tensor=8", "heads"),
+        ("data=2,stage=4", "'layers' of size 2 does not divide over stage=4"),
     ],
 )
 def test_mesh(fails, train_args, tmp_path, mesh, fragment):
     fails([*train_args, "--mesh", mesh], fragment)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rules(fails, train_args, tmp_path):
+    fails([*train_args, "--rules", "fsdp"], "--rules fsdp need a mesh")
+    mesh = [*train_args, "--mesh", "fsdp=8"]
+    fails([*mesh, "--rules", "fsdb"], "no list 'fsdb'; there are ddp, zero1, fsdp, tensor")
+    fails([*mesh, "--rules", "fsdp,mlp=row"], "no mesh axis 'row'; there are stage, data, fsdp")
+    fails([*train_args, "--mesh", "tensor=8", "--rules", "fsdp"], "leave tensor of --mesh tensor=8")
     assert not (tmp_path / "run").exists()
 
 

@@ -56,7 +56,7 @@ def test_a_state_that_does_not_exist_is_described_too() -> None:
 
 def test_a_rule_list_is_a_table() -> None:
     lines = table("fsdp_tensor").splitlines()
-    assert "batch         data × fsdp × expert  rows of the batch" in lines
+    assert "batch         stage × data × fsdp × expert  rows of the batch" in lines
     assert any(line.startswith("embed ") and " fsdp " in line for line in lines)
     short = table("fsdp_tensor", make_mesh(data=1, fsdp=4, tensor=2))
     assert "batch         fsdp=4    rows of the batch" in short.splitlines()

@@ -60,7 +60,7 @@ def test_processes_stand_in_where_devices_know_no_slices() -> None:
     [
         ({"data": 1, "tensor": 8}, 2, None, "2 slices, and neither data=1 nor fsdp=1 .*dcn="),
         ({"data": 8}, 2, {"data": 4}, "makes 4 parts, but the devices are 2 slices; .* is 2"),
-        ({"data": 8}, 2, {"rows": 2}, "no axis 'rows'; there are data, fsdp"),
+        ({"data": 8}, 2, {"rows": 2}, "no axis 'rows'; there are stage, data, fsdp"),
         ({"data": 2, "fsdp": 4}, 4, {"data": 4}, "data=2 does not divide by 4"),
         ({"data": 8}, 1, {"data": 2}, "makes 2 parts, but the devices are 1 processes"),
     ],
