@@ -106,7 +106,7 @@ def describe(topology: Topology) -> list[Any]:
     if importlib.util.find_spec(plugin) is None:
         raise ConfigError(
             f"--topology {topology.text} needs the {platform.upper()} compiler; install it with "
-            f"`{INSTALL[platform]}` (no {platform.upper()} has to be present)"
+            f"`{INSTALL[platform]}` (no chip has to be present)"
         )
     from jax.experimental import topologies
 
