@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 Schedule = Literal["auto", "cosine", "wsd", "linear", "constant"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Remat = Literal["none", "full", "dots", "attention"]
+Remat = Literal["none", "full", "dots", "minimal", "attention", "qkv", "offload"]
 Attention = Literal["auto", "xla", "blockwise", "splash", "cudnn"]
 Method = Literal["full", "lora", "rslora", "dora", "qlora", "prefix", "prompt", "ptuning", "ia3"]
 
@@ -224,8 +224,9 @@ class Hardware:
         fsdp_tensor, which serves every mesh.
       dtype: Of the computation: auto is float32 on CPUs and bfloat16 on accelerators. Trained
         weights and optimizer state are float32 always.
-      remat: What the backward pass recomputes to save memory: nothing, whole layers, all but
-        matmuls, or attention.
+      remat: What the backward pass recomputes to save memory: nothing, whole layers (with
+        offload their inputs wait in the host's memory), all but matmuls (dots), little (minimal),
+        the MLP (attention), or all but queries, keys and values (qkv).
       attention: How attention is computed: xla holds all scores, blockwise a block of them,
         splash is a kernel for TPUs and cudnn one for NVIDIA GPUs. auto takes what fits.
       matmul: int8 multiplies in 8-bit integers where layers are dense, which accelerators do up to
