@@ -187,6 +187,7 @@ def open_adapted(
         remat=hardware.remat,
         attention=hardware.attention,
         matmul=hardware.matmul,
+        microbatches=hardware.microbatches,
         mesh=layout.mesh,
         rules=layout.rules,
         override=override,

@@ -231,6 +231,8 @@ class Hardware:
         splash is a kernel for TPUs and cudnn one for NVIDIA GPUs. auto takes what fits.
       matmul: int8 multiplies in 8-bit integers where layers are dense, which accelerators do up to
         twice as fast; an approximation. Needs qwix: pip install 'fmjax[int8]'.
+      microbatches: Parts of a batch that pass through the stages of a --mesh with a stage axis, one
+        after the other: a multiple of its size, which is the default. More make a shorter bubble.
       coordinator: HOST:PORT of process 0, where a run has several processes, of which each is
         started with the same command and its own --process. TPU pods, SLURM and the usual
         launchers need none of the three, see docs/launch.md.
@@ -246,6 +248,7 @@ class Hardware:
     remat: Remat = "none"
     attention: Attention = "auto"
     matmul: Literal["default", "int8"] = "default"
+    microbatches: int | None = None
     coordinator: str = ""
     processes: int | None = None
     process: int | None = None

@@ -57,6 +57,7 @@ class Pretrain:
             "remat": self.hardware.remat,
             "attention": self.hardware.attention,
             "matmul": self.hardware.matmul,
+            "microbatches": self.hardware.microbatches,
         }
         run = Run.open(self, start.config, start.tokenizer)
         place = {"mesh": run.layout.mesh, "rules": run.layout.rules}
