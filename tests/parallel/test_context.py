@@ -164,6 +164,12 @@ def test_experts():
     agree(MIXTRAL, "padded", objective, context=2, expert=2, fsdp=2)
 
 
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+def test_stages(kind):
+    """A ring inside each stage of a pipeline."""
+    agree(LLAMA, kind, stage=2, context=2, data=2)
+
+
 def test_encoders():
     agree(BERT | {"head": "masked-lm"}, "padded", MaskedLM(4, 96), context=4, data=2)
 
