@@ -185,19 +185,31 @@ def parse(text: str) -> Module:
     """Reads the text of a module."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    for line in _logical_lines(text):
         header = _HEADER.match(line)
         if header:
             current = Computation(header.group(2), {})
             computations[current.name] = current
             entry = current.name if header.group(1) else entry
-        elif line.startswith("}"):
+        elif line == "}":
             current = None
         elif current is not None and (found := _INSTRUCTION.match(line)):
             instruction = _instruction(found.group(2), found.group(3), bool(found.group(1)))
             current.instructions[instruction.name] = instruction
     count = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
     return Module(computations, entry, int(count.group(1)) if count else 1)
+
+
+def _logical_lines(text: str) -> Iterator[str]:
+    """Lines, with those that a kernel's metadata is broken over put together."""
+    held = ""
+    for line in text.splitlines():
+        starts = line == "}" or line[:1] in ("%", "") or line.startswith(("  ", "ENTRY "))
+        if held and starts:
+            yield held
+            held = ""
+        held = held + line if held and not starts else line
+    yield held
 
 
 def _instruction(name: str, rest: str, root: bool) -> Instruction:

@@ -204,3 +204,15 @@ def test_saved_activations_are_what_the_forward_loop_leaves() -> None:
     arguments = ((layers, WIDTH, WIDTH), P()), ((ROWS, WIDTH), P("x"))
     module = program(jax.grad(loss), *arguments)
     assert saved_activations(module) == layers * ROWS * WIDTH * 4 // N
+
+
+def test_metadata_of_a_kernel_may_take_several_lines() -> None:
+    kernel = """  %slow = f32[8,16]{1,0:T(8,128)} custom-call(%x0), attributes={metadata={
+"block_q": 1024
+}}, metadata={op_name="jit(f)/kernel"}
+  %fast ="""
+    module = hlo.parse(UNSTATED.replace("  %fast =", kernel))
+    assert module.computations["main"].root.name == "done"
+    assert module.computations["main"].instructions["slow"].op_name == "jit(f)/kernel"
+    size = 8 * 16 * 4
+    assert tally(module).traffic == tally(hlo.parse(UNSTATED)).traffic + 2 * size
