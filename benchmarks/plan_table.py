@@ -72,7 +72,7 @@ def compile_row(row: Row, **execution):
         name: jax.ShapeDtypeStruct(shape, jnp.int32)
         for name in ("input_ids", "position_ids", "segment_ids")
     }
-    return step.lower(state, inputs).compile()
+    return step.compile(state, inputs)
 
 
 def gib(memory) -> tuple[float, float, float]:

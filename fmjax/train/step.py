@@ -14,6 +14,7 @@ from fmjax.core import logical, tree
 from fmjax.core.errors import ConfigError
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.train import offload as offloading
+from fmjax.train.donation import check_donation
 from fmjax.train.gradients import global_norm, summed_gradients
 from fmjax.train.placement import (
     inherited_shardings,
@@ -176,6 +177,17 @@ class Step:
           batch: arrays, or `ShapeDtypeStruct`s of the global batch.
         """
         return self.trace(state, batch).lower()
+
+    def compile(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
+        """The step compiled ahead of time; arguments as of `lower`.
+
+        Warns where the compiler does not update the donated arrays in place, see
+        `fmjax.train.donation`.
+        """
+        update, arguments, _ = self._prepare(state, batch)
+        compiled = update.lower(*arguments).compile()
+        check_donation(compiled, arguments[0])
+        return compiled
 
     def evaluate(self, state: TrainState, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
         """{name: (sum, weight)} of the objective on one batch, without dropout and gradient."""
