@@ -15,7 +15,7 @@ AXES = ("stage", "data", "fsdp", "tensor", "context", "expert")
 
 
 def make_mesh(
-    data: int = -1,
+    data: int | None = None,
     fsdp: int = 1,
     tensor: int = 1,
     context: int = 1,
@@ -27,7 +27,8 @@ def make_mesh(
     """A mesh over all devices.
 
     Args:
-      data: replicas that split the batch. One axis may be −1: it takes what the others leave.
+      data: replicas that split the batch; default what the other axes leave. One axis may be −1:
+        it takes what the others leave, and without `data` there is one replica.
       fsdp: shards of parameters and optimizer state that also split the batch.
       tensor: shards of heads, MLP and vocabulary within a layer.
       context: shards of the sequence.
@@ -44,6 +45,8 @@ def make_mesh(
       ShardingError: sizes whose product is not the number of devices, or that do not fit slices.
     """
     devices = list(jax.devices() if devices is None else devices)
+    if data is None:
+        data = 1 if -1 in (fsdp, tensor, context, expert, stage) else -1
     sizes = dict(zip(AXES, (stage, data, fsdp, tensor, context, expert), strict=True))
     asked = " × ".join(f"{axis}={n}" for axis, n in sizes.items() if n != 1) or "1"
     free = [axis for axis, n in sizes.items() if n == -1]

@@ -70,6 +70,14 @@ def test_what_does_not_fit_the_slices_is_refused(sizes, slices, dcn, message) ->
         make_mesh(**sizes, devices=fakes(8, slices), dcn=dcn)
 
 
+def test_one_axis_takes_what_the_others_leave() -> None:
+    assert make_mesh(fsdp=4, devices=fakes(8, 1)).shape["data"] == 2
+    assert make_mesh(fsdp=-1, devices=fakes(8, 1)).shape["fsdp"] == 8
+    assert make_mesh(tensor=2, fsdp=-1, devices=fakes(8, 1)).shape["fsdp"] == 4
+    with pytest.raises(ShardingError, match="one of them may be −1"):
+        make_mesh(data=-1, fsdp=-1, devices=fakes(8, 1))
+
+
 def test_slices_are_counted() -> None:
     assert slice_count(fakes(8, 4)) == 4
     assert slice_count([object()]) == 1
