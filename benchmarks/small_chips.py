@@ -21,13 +21,12 @@ from fmjax.plan.environment import prepare
 
 prepare()
 
-from fmjax.parallel import parse_rules  # noqa: E402
 from fmjax.plan import describe, parse  # noqa: E402
 from fmjax.plan.engine import device_bytes  # noqa: E402
 from fmjax.plan.result import gib  # noqa: E402
+from fmjax.recipes.layout import named  # noqa: E402
 from fmjax.recipes.options import Adaptation  # noqa: E402
 from fmjax.recipes.plan import Case, build, config_of, plan_case  # noqa: E402
-from fmjax.recipes.plan_layout import mesh_of  # noqa: E402
 
 CHIPS = ("v5e:1", "v5e:8", "h100:1")
 MODELS = ("llama3.2-1b", "llama3.2-3b", "llama3.1-8b")
@@ -50,8 +49,7 @@ def line(chips: str, model: str, method: str, attention: str) -> str:
             model, chips, batch, SEQ, adaptation, attention=attention, mesh=mesh, rules="fsdp"
         )
         if not held:
-            layout = mesh_of(mesh, devices), parse_rules("fsdp")
-            step, variables, _ = build(case, config_of(case), *layout)
+            step, variables, _ = build(case, config_of(case), *named(mesh, "fsdp", devices))
             state = step.abstract_state(variables)
             held = device_bytes((state.variables, state.opt_state))
         if held > topology.chip.hbm:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -55,13 +57,7 @@ def lay_out(
       ShardingError: a mesh or rules that cannot be used, or rows that do not divide.
     """
     if hardware.mesh or jax.device_count() == 1:
-        mesh, rules = parse_mesh(hardware.mesh), parse_rules(hardware.rules)
-        if idle := unused_axes(mesh, rules):
-            raise ShardingError(
-                f"--rules {hardware.rules} leave {', '.join(idle)} of --mesh {hardware.mesh} "
-                "without use, so that its devices would repeat each other; take that axis out, or "
-                "rules that use it"
-            )
+        mesh, rules = named(hardware.mesh, hardware.rules)
     elif hardware.rules:
         raise ShardingError(
             f"--rules {hardware.rules} need a mesh that they lie on; add one such as --mesh fsdp=-1"
@@ -75,6 +71,28 @@ def lay_out(
     row = jax.ShapeDtypeStruct((batch_size,), "int32")
     shard_batch({"--batch-size": row}, mesh, rules, max(accumulate, 1))
     return Layout(mesh, rules)
+
+
+def named(
+    mesh: str, rules: str, devices: Sequence[Any] | None = None
+) -> tuple[jax.sharding.Mesh, Rules]:
+    """What `--mesh` and `--rules` say.
+
+    Args:
+      mesh, rules: see `parse_mesh` and `parse_rules`.
+      devices: default `jax.devices()`.
+
+    Raises:
+      ShardingError: an axis or a list that is none, sizes that do not divide, or devices that the
+        rules leave without use.
+    """
+    found, pairs = parse_mesh(mesh, devices), parse_rules(rules)
+    if idle := unused_axes(found, pairs):
+        raise ShardingError(
+            f"--rules {rules} leave {', '.join(idle)} of --mesh {mesh} without use, so that its "
+            "devices would repeat each other; take that axis out, or rules that use it"
+        )
+    return found, pairs
 
 
 def needs_of(hardware: Hardware, config: ModelConfig, adaptation: Adaptation, rows: int) -> Needs:

@@ -219,8 +219,12 @@ def _changed(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> ModelConfig:
     return get_family(raw["model_type"]).config.from_hf(values | changes)
 
 
-def parse_mesh(text: str) -> jax.sharding.Mesh:
-    """ "data=2,fsdp=4" → a mesh of all devices; "" puts them all on the data axis.
+def parse_mesh(text: str, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """ "data=2,fsdp=4" → a mesh of all devices; what no axis takes goes on `data`.
+
+    Args:
+      text: sizes by axis, of which one may be −1; "" puts all devices on `data`.
+      devices: default `jax.devices()`.
 
     Raises:
       ShardingError: an unknown axis, a size that is no number, or sizes that do not divide.
@@ -233,9 +237,7 @@ def parse_mesh(text: str) -> jax.sharding.Mesh:
         if not size.removeprefix("-").isdecimal():
             raise ShardingError(f"--mesh {text}: write axis=number, as in data=2,fsdp=4")
         sizes[axis] = int(size)
-    if sizes and "data" not in sizes and -1 not in sizes.values():
-        sizes["data"] = -1
-    return make_mesh(**sizes)
+    return make_mesh(**sizes, devices=devices)
 
 
 def compute_dtype(name: str) -> str:

@@ -85,6 +85,9 @@ def test_meshes():
     shape = parse_mesh("fsdp=2, tensor=2").shape
     assert (shape["data"], shape["fsdp"], shape["tensor"]) == (jax.device_count() // 4, 2, 2)
     assert parse_mesh("data=2,fsdp=-1").shape["fsdp"] == jax.device_count() // 2
+    assert parse_mesh("fsdp=-1").shape["fsdp"] == jax.device_count()
+    two = parse_mesh("tensor=2", jax.devices()[:2])
+    assert two.size == 2 and two.shape["data"] == 1
 
 
 def test_dtype():
