@@ -22,10 +22,12 @@ class Count:
 
     Attributes:
       flops: of all devices together.
+      int8: those of them whose operands are both int8.
       unknown: loops with products whose length depends on data; they count once.
     """
 
     flops: float
+    int8: float
     unknown: int
 
 
@@ -36,8 +38,8 @@ def count(jaxpr: Any) -> Count:
     """
     live, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
     known = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-    flops, unknown = _jaxpr(live, known)
-    return Count(float(flops), int(unknown))
+    flops, int8, unknown = _jaxpr(live, known)
+    return Count(float(flops), float(int8), int(unknown))
 
 
 def matmul_flops(jaxpr: Any) -> float:
@@ -46,29 +48,30 @@ def matmul_flops(jaxpr: Any) -> float:
 
 
 def _jaxpr(jaxpr: Any, known: Known) -> np.ndarray:
-    """f64 [2]: FLOPs, loops of unknown length."""
-    return sum((_equation(eqn, known) for eqn in jaxpr.eqns), np.zeros(2))
+    """f64 [3]: FLOPs, those of int8 operands, loops of unknown length."""
+    return sum((_equation(eqn, known) for eqn in jaxpr.eqns), np.zeros(3))
 
 
 def _equation(eqn: Any, known: Known) -> np.ndarray:
     name, params = eqn.primitive.name, eqn.params
     if name in _PRODUCTS:
-        return np.array([_PRODUCTS[name](eqn), 0.0])
+        flops = _PRODUCTS[name](eqn)
+        return np.array([flops, flops * _is_int8(eqn), 0.0])
     inner = [_jaxpr(body, _inside(eqn, body, known)) for body in _bodies(params)]
     if not inner:
-        return np.zeros(2)
+        return np.zeros(3)
     if name == "cond":
         return max(inner, key=lambda found: found[0])
     total = sum(inner)
     if name == "pallas_call":
-        return np.array([_kernel(eqn, total[0], known), 0.0])
+        return np.array([_kernel(eqn, total[0], known), 0.0, 0.0])
     if name == "scan":
-        return total * (params["length"], 1)
+        return total * (params["length"], params["length"], 1)
     if name == "while" and total[0]:
-        return total + (0, 1)
+        return total + (0, 0, 1)
     if name == "shard_map":
         # Its shapes are those of one device.
-        return total * (params["mesh"].size, 1)
+        return total * (params["mesh"].size, params["mesh"].size, 1)
     return total
 
 
@@ -83,6 +86,10 @@ def _inside(eqn: Any, body: Any, known: Known) -> Known:
 
 def _value(atom: Any, known: Known) -> Any:
     return atom.val if hasattr(atom, "val") else known.get(atom)
+
+
+def _is_int8(eqn: Any) -> bool:
+    return all(operand.aval.dtype == np.int8 for operand in eqn.invars[:2])
 
 
 def _dot(eqn: Any) -> float:

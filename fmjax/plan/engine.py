@@ -80,7 +80,7 @@ def plan_traced(
     start, chip = time.monotonic(), topology.chip
     traced = trace()
     counted = count(traced.jaxpr)
-    flops = counted.flops / mesh.size
+    flops, int8 = counted.flops / mesh.size, counted.int8 / mesh.size
     compiled, text, used = compile_for(traced.lower(), chip.platform)
     seconds = time.monotonic() - start
     held = {"weights": device_bytes(weights), "optimizer": device_bytes(optimizer)}
@@ -92,6 +92,7 @@ def plan_traced(
         "settings": dict(settings or {}),
         "hbm_limit_bytes": chip.hbm,
         "flops_per_device": flops,
+        "int8_flops_per_device": int8,
         "model_flops_per_device": model_flops / mesh.size,
         "compile_seconds": seconds,
     }
@@ -110,14 +111,19 @@ def plan_traced(
     # The rounded-up rest: layouts are padded, so parts may add up to a little more than their sum.
     rest = max(total - held["weights"] - held["optimizer"] - saved, 0)
     time_ = estimate(
-        chip, flops, moved.traffic, moved.collectives, common["model_flops_per_device"]
+        chip, flops, moved.traffic, moved.collectives, common["model_flops_per_device"], int8
     )
-    notes = ()
+    notes = []
+    if int8:
+        notes.append(
+            "products of int8 operands are timed at the chip's int8 peak, all others at its bf16 "
+            "peak, which the MFU is of"
+        )
     if moved.unknown or counted.unknown:
-        notes = (
+        notes.append(
             "loops whose length depends on data count once: "
             f"{counted.unknown} with products, {moved.unknown} of the compiled program; blockwise "
-            "attention is one, --attention xla counts all of it",
+            "attention is one, --attention xla counts all of it"
         )
     fits = total <= chip.hbm
     return Plan(
@@ -137,7 +143,7 @@ def plan_traced(
         bound_by=time_.bound_by,
         model_flops_utilisation=time_.utilisation,
         tokens_per_second=tokens / time_.seconds,
-        notes=notes,
+        notes=tuple(notes),
     )
 
 

@@ -47,13 +47,14 @@ class Plan:
       argument_bytes, temp_bytes, output_bytes, alias_bytes: of the compiler's memory analysis.
       host_bytes: arguments and temporaries in the host's memory, for offloaded state.
       flops_per_device: that the program spends on matrix products, recomputation included.
+      int8_flops_per_device: those of them whose operands are int8.
       model_flops_per_device: that the model needs, see `fmjax.train.flops`.
       hbm_traffic_bytes_per_device: read from and written to the chip's memory.
       collective_bytes: that a chip receives over the interconnect, by kind of collective.
       seconds: of each term of the roofline by itself: matmul, hbm, interconnect.
       estimated_step_seconds: the longest of them: all three overlap. A bound, not a promise.
       bound_by: which one that is.
-      model_flops_utilisation: model FLOPs / (estimated time × peak).
+      model_flops_utilisation: model FLOPs / (estimated time × bf16 peak).
       tokens_per_second: of all chips together, at the estimated time.
       compile_seconds: that tracing and compiling took here.
       advice: what to change, if it does not fit.
@@ -84,6 +85,7 @@ class Plan:
     model_flops_utilisation: float | None
     tokens_per_second: float | None
     compile_seconds: float
+    int8_flops_per_device: float = 0.0
     advice: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -126,9 +128,11 @@ class Plan:
 
     def _traffic(self) -> list[str]:
         kinds = ", ".join(f"{kind} {gib(n)}" for kind, n in self.collective_bytes.items())
+        int8 = self.int8_flops_per_device / 1e12
         return [
             f"matmul        {self.flops_per_device / 1e12:,.4g} TFLOP "
-            f"(the model needs {self.model_flops_per_device / 1e12:,.4g})",
+            + (f"({int8:,.4g} of them int8) " if int8 else "")
+            + f"(the model needs {self.model_flops_per_device / 1e12:,.4g})",
             f"HBM traffic   {gib(self.hbm_traffic_bytes_per_device)}",
             f"interconnect  {kinds or 'nothing'}",
         ]

@@ -18,7 +18,7 @@ class Estimate:
       terms: seconds of each resource alone: matmul, hbm, interconnect.
       seconds: the longest.
       bound_by: its name.
-      utilisation: model FLOPs / (seconds · peak), in 0 to 1.
+      utilisation: model FLOPs / (seconds · bf16 peak), in 0 to 1 without int8 products.
     """
 
     terms: Mapping[str, float]
@@ -28,11 +28,17 @@ class Estimate:
 
 
 def estimate(
-    chip: Chip, flops: float, traffic: float, collectives: Mapping[str, int], model_flops: float
+    chip: Chip,
+    flops: float,
+    traffic: float,
+    collectives: Mapping[str, int],
+    model_flops: float,
+    int8_flops: float = 0.0,
 ) -> Estimate:
     """The roofline of one chip.
 
         matmul = FLOPs / peak, hbm = bytes / bandwidth, interconnect = bytes / (all links)
+        matmul with int8 products = other FLOPs / peak + int8 FLOPs / int8 peak
         time = max(matmul, hbm, interconnect), MFU = model FLOPs / (time · peak)
 
     Args:
@@ -40,10 +46,11 @@ def estimate(
       flops: spent on matrix products, recomputation included.
       traffic: bytes between chip and memory.
       collectives: bytes received over the interconnect, by kind.
-      model_flops: that the model needs.
+      model_flops: that the model needs; utilisation is of the bf16 peak always.
+      int8_flops: those of `flops` whose operands are int8.
     """
     terms = {
-        "matmul": flops / chip.flops,
+        "matmul": (flops - int8_flops) / chip.flops + int8_flops / chip.int8_ops,
         "hbm": traffic / chip.bandwidth,
         "interconnect": sum(collectives.values()) / chip.interconnect,
     }

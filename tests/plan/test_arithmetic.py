@@ -174,6 +174,22 @@ def test_a_training_step_costs_what_the_formula_says(layers: int) -> None:
     )
 
 
+def test_products_of_int8_operands_are_told_apart() -> None:
+    """Forward and for the activations; that for the weights is not rounded."""
+    pytest.importorskip("qwix")
+    found = []
+    for layers in (1, 2):
+        _, step, state, batch = step_of(layers, matmul="int8")
+        found.append(count(step.trace(state, batch).jaxpr))
+    hidden, inner, head = SIZES["hidden_size"], SIZES["intermediate_size"], SIZES["head_dim"]
+    heads = 2 * SIZES["num_attention_heads"] + 2 * SIZES["num_key_value_heads"]
+    matrices = hidden * heads * head + 3 * hidden * inner
+    assert found[1].int8 - found[0].int8 == 2 * 2 * B * T * matrices
+    assert found[1].flops - found[0].flops == counted(2) - counted(1)
+    _, step, state, batch = step_of(1)
+    assert count(step.trace(state, batch).jaxpr).int8 == 0
+
+
 def test_rematerialisation_costs_a_forward_pass_of_the_layers() -> None:
     layer = counted(2) - counted(1)
     again = counted(2, remat="full") - counted(1, remat="full") - layer

@@ -175,3 +175,9 @@ def test_any_function_can_be_planned() -> None:
 def test_roofline(flops: float, traffic: float, moved: float, bound_by: str) -> None:
     found = estimate(CHIP, flops, traffic, {"all-gather": moved}, 5e11)
     assert (found.bound_by, found.seconds, found.utilisation) == (bound_by, 1.0, 0.5)
+
+
+def test_int8_products_have_a_peak_of_their_own() -> None:
+    chip = dataclasses.replace(CHIP, int8_ops=2e12)
+    found = estimate(chip, 1e12, 0, {}, 5e11, int8_flops=6e11)
+    assert found.terms["matmul"] == pytest.approx(0.4 + 0.3)
