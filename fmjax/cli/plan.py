@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from fmjax.recipes.options import Attention
+from fmjax.recipes.options import Attention, Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,9 @@ class PlanStep:
       rank: Rank of low-rank matrices.
       accumulate: Parts that a batch is cut into.
       attention: The kernel, as in `fmjax train`.
+      matmul: int8 for products of 8-bit integers in dense layers, as in `fmjax train`.
+      microbatches: Parts of a batch that pass through the stages of a --mesh with a stage axis, as
+        in `fmjax train`.
       unpacked: Rows hold one document each; packed rows, which are the default, hold several.
       override: Changes of the architecture, such as num_hidden_layers=8.
       json: File to write all figures to.
@@ -46,7 +49,7 @@ class PlanStep:
     batch: int
     seq: int
     method: Literal["full", "lora", "rslora", "dora", "qlora", "prefix", "ptuning", "ia3"] = "full"
-    remat: str = "full"
+    remat: Remat = "full"
     mesh: str = ""
     rules: str = ""
     adapter_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -55,6 +58,8 @@ class PlanStep:
     rank: int = 8
     accumulate: int = 1
     attention: Attention = "auto"
+    matmul: Literal["default", "int8"] = "default"
+    microbatches: int | None = None
     unpacked: bool = False
     override: tuple[str, ...] = ()
     json: Path | None = None
@@ -90,6 +95,8 @@ class PlanStep:
             not self.unpacked,
             self.override,
             self.decode,
+            self.matmul,
+            self.microbatches,
         )
         if self.search:
             ranked = search_cases(case, lambda tried: print(tried.line(), flush=True))

@@ -42,7 +42,7 @@ class Case:
       seq: T, tokens of a row.
       adaptation: the method and its settings.
       optimization: of which only `accumulate` changes what a step takes.
-      remat, attention: of `fmjax.Execution`.
+      remat, attention, matmul, microbatches: of `fmjax.Execution`; decoding has only `attention`.
       mesh: sizes by axis, such as "fsdp=8,tensor=2".
       rules: a ready list, and pairs in front of it. Without both a layout is chosen, as runs do.
       packed: rows hold several documents, as in pretraining; else one document each.
@@ -63,6 +63,8 @@ class Case:
     packed: bool = True
     override: tuple[str, ...] = ()
     decode: bool = False
+    matmul: str = "default"
+    microbatches: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """What a plan calls it; what is left at its default is left out."""
@@ -74,6 +76,8 @@ class Case:
             "seq": self.seq,
             "remat": self.remat,
             "attention": self.attention,
+            "matmul": "" if self.matmul == "default" else self.matmul,
+            "microbatches": self.microbatches or "",
             "moments": a.moments,
             "adapter_dtype": "" if a.adapter_dtype == "auto" else a.adapter_dtype,
             "quantize": "" if a.precision == "none" else a.precision,
@@ -105,6 +109,8 @@ def plan_case(case: Case, devices: list[Any] | None = None) -> Plan:
         raise ConfigError(f"--batch {case.batch} and --seq {case.seq} must be at least 1")
     if not case.decode:
         case.adaptation.check()
+    elif case.matmul != "default" or case.microbatches is not None:
+        raise ConfigError("--matmul and --microbatches are of training; leave out --decode or them")
     config = config_of(case)
     devices = describe(topology) if devices is None else devices
     mesh, rules = layout_of(case, config, devices, topology.chip.hbm)
@@ -173,6 +179,8 @@ def build(
         param_dtype="float32" if full else "bfloat16",
         remat=case.remat,
         attention=case.attention,
+        matmul=case.matmul,
+        microbatches=case.microbatches,
     )
     params = abstract_params(model, a.precision)
     variables, spec = {"params": params}, None

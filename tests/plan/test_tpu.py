@@ -119,6 +119,8 @@ def test_a_token_of_decoding_reads_weights_and_cache_once() -> None:
         ({"mesh": "fsdp=many"}, "write axis=number"),
         ({"rules": "none_such"}, "no list 'none_such'"),
         ({"remat": "some"}, "remat 'some' is unknown"),
+        ({"matmul": "int8", "decode": True}, "are of training; leave out --decode"),
+        ({"microbatches": 0}, "microbatches is 0; it must be at least 1"),
         ({"attention": "some"}, "attention 'some' is unknown"),
         ({"model": "no-such-model"}, "no such directory or config.json, nor a published size"),
         ({"model": "gpt2", "seq": 2048, "override": ()}, "more than the model's context of 1024"),
