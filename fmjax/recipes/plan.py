@@ -23,6 +23,7 @@ from fmjax.recipes.measure import check_length
 from fmjax.recipes.models import CAUSAL, architecture
 from fmjax.recipes.objective import choose, is_masked
 from fmjax.recipes.options import Adaptation, Masking, Optimization
+from fmjax.recipes.plan_advice import advice
 from fmjax.recipes.plan_decode import plan_decoding
 from fmjax.recipes.plan_layout import layout_of
 from fmjax.recipes.training import schedule
@@ -251,35 +252,3 @@ def abstract_batch(case: Case, config: ModelConfig) -> Mapping[str, jax.ShapeDty
     """Shapes of what a step reads, [B, T] each."""
     names = ("input_ids", "position_ids", "segment_ids") if case.packed else ("input_ids",)
     return dict.fromkeys(names, jax.ShapeDtypeStruct((case.batch, case.seq), np.int32))
-
-
-def advice(case: Case, result: Plan) -> tuple[str, ...]:
-    """What would make a step smaller, the cheapest first.
-
-    Args:
-      case: that does not fit.
-      result: its plan.
-    """
-    a, chips, parts = case.adaptation, result.devices, case.optimization.accumulate
-    held = result.memory.weights + result.memory.optimizer
-    crowded = held > result.hbm_limit_bytes / 2
-    found = []
-    if case.remat not in ("full", "offload"):
-        found.append("--remat full: keep only the layers' inputs, for a third more arithmetic")
-    elif case.remat == "full" and not case.decode:
-        found.append("--remat offload: keep the layers' inputs in the host's memory")
-    if case.batch >= 2 * chips * parts:
-        found.append(f"--accumulate {2 * parts}: the same batch in {2 * parts} parts")
-        found.append(f"--batch {case.batch // 2}: fewer rows")
-    elif case.seq > 1024:
-        found.append(f"--seq {case.seq // 2}: shorter rows")
-    if crowded and a.method == "full" and a.moments == "float32":
-        found.append("--moments bfloat16, or int8: smaller optimizer state")
-    if crowded and a.method == "full":
-        found.append("--method lora: train little beside frozen weights")
-    elif crowded and a.precision == "none":
-        found.append("--method qlora: frozen weights in 4 bits")
-    if chips > 1 and case.rules.startswith("ddp"):
-        found.append("--rules fsdp_tensor: split weights and optimizer state over the chips")
-    found.append("--topology: more chips, or chips with more memory")
-    return tuple(found)

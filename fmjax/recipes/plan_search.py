@@ -15,13 +15,18 @@ def groups(case: Case, topology: Topology) -> Iterator[list[tuple[str, Case]]]:
 
     What the case sets itself (a mesh, rules) is kept.
     """
+    # Decoding recomputes nothing.
+    policies = (case.remat,) if case.decode else POLICIES
     for mesh, rules in layouts(case, topology.count):
         for batch in batches(case.batch, topology.count):
             changed = dataclasses.replace(case, mesh=mesh, rules=rules, batch=batch)
             name = ", ".join(filter(None, [mesh, rules, f"batch {batch}"]))
             yield [
-                (f"{name}, remat {remat}", dataclasses.replace(changed, remat=remat))
-                for remat in POLICIES
+                (
+                    name if case.decode else f"{name}, remat {remat}",
+                    dataclasses.replace(changed, remat=remat),
+                )
+                for remat in policies
             ]
 
 

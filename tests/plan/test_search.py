@@ -71,6 +71,11 @@ def test_groups_go_from_the_fastest_to_the_smallest() -> None:
     assert len(names) == len(set(names))
 
 
+def test_decoding_is_not_tried_with_recomputation() -> None:
+    found = list(groups(dataclasses.replace(CASE, decode=True), parse(CASE.topology)))
+    assert all(len(group) == 1 and "remat" not in group[0][0] for group in found)
+
+
 def test_what_is_asked_for_is_kept() -> None:
     assert layouts(CASE, 16)[0] == ("fsdp=16", "fsdp_tensor")
     assert layouts(CASE, 1) == [("", "")]
