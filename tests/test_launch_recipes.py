@@ -9,6 +9,8 @@ import tyro
 
 from fmjax.cli.console import MARKERS
 from fmjax.recipes import Pretrain
+from fmjax.recipes.measure import check_length
+from fmjax.recipes.models import architecture
 
 TEXT = (Path(__file__).parents[1] / "docs" / "launch.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"fmjax train (--model(?:[^\n]*\\\n)*[^\n]*)", TEXT)
@@ -34,6 +36,7 @@ def check(options):
     assert options.model == "llama-7b" and options.hardware.mesh == "data=1,fsdp=-1"
     assert options.data.batch_size == 64 and options.hardware.remat == "full"
     assert str(options.out).endswith("/run")
+    check_length(architecture(options.model, options.override), options.data.sequence_length)
 
 
 def test_there_are_recipes():
