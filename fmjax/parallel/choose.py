@@ -135,7 +135,7 @@ def _tensor(needs: Needs, count: int, inside: int) -> int:
 
 def _fsdp(rest: int, width: int, expert: int) -> int:
     """The most of `rest` devices, of which the others become replicas."""
-    most = WIDEST // expert
+    most = max(WIDEST // expert, 1)
     return max(n for n in range(1, rest + 1) if rest % n == 0 and width % n == 0 and n <= most)
 
 

@@ -47,6 +47,8 @@ QLORA = Needs(state_bytes(40_000_000, 7_000_000_000, 4.5), rows=64, **LLAMA)
         (SEVEN, 512, 1, 95, {"fsdp": 256, "tensor": 2}, "fsdp_tensor"),
         (MIXTRAL, 8, 1, 95, {"expert": 8}, "expert"),
         (MIXTRAL, 64, 1, 95, {"fsdp": 8, "expert": 8}, "expert"),
+        # More experts than one axis takes, and too few rows for a tensor axis.
+        (dataclasses.replace(MIXTRAL, experts=512, rows=1), 512, 1, 1, {"expert": 512}, "expert"),
         # A width of 768 divides over 256 devices and no more, of 300 over 4 of 16.
         (dataclasses.replace(SEVEN, width=300), 16, 1, 95, {"data": 4, "fsdp": 4}, "fsdp"),
     ],
