@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from fmjax.recipes.options import Attention, Remat
+from fmjax.recipes.options import Attention, Method, Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PlanStep:
     topology: str
     batch: int
     seq: int
-    method: Literal["full", "lora", "rslora", "dora", "qlora", "prefix", "ptuning", "ia3"] = "full"
+    method: Method = "full"
     remat: Remat = "full"
     mesh: str = ""
     rules: str = ""

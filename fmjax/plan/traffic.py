@@ -85,7 +85,7 @@ def saved_activations(module: Module, length: int | None = None) -> int:
       length: of the loops that count; None takes all of a known length.
     """
     total = 0
-    for where, loop, rounds in module.loops():
+    for _, loop, rounds in module.loops():
         name = loop.op_name
         if "jvp(" not in name or "transpose(" in name or "checkpoint" in name:
             continue
@@ -102,7 +102,6 @@ def saved_activations(module: Module, length: int | None = None) -> int:
             array = source.arrays[0] if len(source.arrays) == 1 else None
             if not passed and array and array.shape[:1] == (rounds,) and array.space == 0:
                 total += array.nbytes
-        del where
     return total
 
 

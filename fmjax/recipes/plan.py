@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 import fmjax
-from fmjax import peft, quant
+from fmjax import peft
 from fmjax.core import tree
 from fmjax.core.errors import ConfigError
 from fmjax.core.logical import Rules
@@ -17,7 +17,6 @@ from fmjax.models.config import ModelConfig
 from fmjax.objectives import MaskedLM
 from fmjax.plan import Plan, describe, parse, plan
 from fmjax.plan.search import Tried, search
-from fmjax.quantization import packed_paths
 from fmjax.recipes.adaptation import Adapted, adapter_spec
 from fmjax.recipes.measure import check_length
 from fmjax.recipes.models import CAUSAL, architecture
@@ -25,7 +24,8 @@ from fmjax.recipes.objective import choose, is_masked
 from fmjax.recipes.options import Adaptation, Masking, Optimization
 from fmjax.recipes.plan_advice import advice
 from fmjax.recipes.plan_decode import plan_decoding
-from fmjax.recipes.plan_layout import layout_of
+from fmjax.recipes.plan_layout import layout_of, name_of
+from fmjax.recipes.plan_params import abstract_params
 from fmjax.recipes.training import schedule
 from fmjax.train import Step, make_step
 from fmjax.train.flops import matmul_params, train_flops_per_token
@@ -126,8 +126,9 @@ def plan_case(case: Case, devices: list[Any] | None = None) -> Plan:
         abstract_batch(case, config),
         topology=topology,
         model_flops=flops * case.batch * case.seq,
-        settings=case.settings(),
+        settings=case.settings() | {"rules": case.rules or name_of(rules)},
     )
+    result = dataclasses.replace(result, notes=(*result.notes, *beyond(case, config)))
     return result if result.fits else dataclasses.replace(result, advice=advice(case, result))
 
 
@@ -166,6 +167,20 @@ def config_of(case: Case) -> ModelConfig:
         config = config.replace(max_position_embeddings=needed)
     check_length(config, case.seq, case.adaptation.positions)
     return config
+
+
+def beyond(case: Case, config: ModelConfig) -> tuple[str, ...]:
+    """A note on rows that a run refuses unless it is told that positions reach as far."""
+    own, reached = (
+        getattr(c, "max_position_embeddings", None)
+        for c in (architecture(case.model, case.override), config)
+    )
+    if own == reached:
+        return ()
+    return (
+        f"rows of {case.seq} tokens are beyond the model's context of {own}; `fmjax train` takes "
+        f"them with --override max_position_embeddings={reached}",
+    )
 
 
 def build(
@@ -222,23 +237,6 @@ def build(
 def leaves(specs: Any) -> list[ParamSpec]:
     """The `ParamSpec`s of an abstract tree."""
     return jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, ParamSpec))
-
-
-def abstract_params(model: Any, precision: str) -> dict[str, Any]:
-    """The model's parameters as `ParamSpec`s, linear layers packed as accelerators keep them.
-
-    Args:
-      model: the module.
-      precision: "none", "nf4" or "int8".
-    """
-    params = fmjax.abstract_params(model)
-    if precision == "none":
-        return params
-    fmt, paths = quant.parse(precision), set(packed_paths(model))
-    return tree.map_with_path(
-        lambda path, spec: quant.abstract(spec, fmt, storage="uint4") if path in paths else spec,
-        params,
-    )
 
 
 def objective_of(config: ModelConfig, optimization: Optimization) -> Any:

@@ -15,6 +15,7 @@ from fmjax.models.config import ModelConfig
 from fmjax.nn.attention import squeeze_cache
 from fmjax.plan import Plan, Topology, plan_traced
 from fmjax.recipes.adaptation import adapter_spec
+from fmjax.recipes.plan_params import abstract_params
 from fmjax.train.flops import matmul_params
 from fmjax.train.placement import structs, variable_shardings
 
@@ -33,8 +34,6 @@ def plan_decoding(
       mesh: devices.
       rules: logical axes → mesh axes.
     """
-    from fmjax.recipes.plan import abstract_params
-
     a = case.adaptation
     model = fmjax.build(
         config,

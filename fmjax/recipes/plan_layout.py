@@ -36,3 +36,8 @@ def layout_of(
     needs = needs_of(Hardware(dtype="bfloat16"), config, case.adaptation, rows)
     chosen = choose(needs, devices, memory)
     return make_mesh(**chosen.sizes, devices=devices), RULES[chosen.rules]
+
+
+def name_of(rules: Rules) -> str:
+    """Of a ready list; "" for any other."""
+    return next((name for name, ready in RULES.items() if ready == rules), "")

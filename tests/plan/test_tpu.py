@@ -92,7 +92,7 @@ def test_frozen_weights_of_four_bits_take_a_quarter_of_bfloat16() -> None:
 def test_without_a_mesh_the_layout_is_what_a_run_would_choose() -> None:
     """Little is whole on every chip; what does not fit there is split."""
     small = plan_case(dataclasses.replace(CASE, mesh=""))
-    assert small.mesh == {"data": 4}
+    assert small.mesh == {"data": 4} and small.settings["rules"] == "ddp"
     assert small.memory.weights == pytest.approx(4 * MATRICES, rel=0.02)
 
 
