@@ -143,7 +143,9 @@ def execute(run: Callable[[], Any], debug: bool = False) -> int:
     except BrokenPipeError:  # the reader of our output left, as `head` does
         # What is still in the buffer would raise again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        from fmjax.cli.hosts import failed
+
+        return failed(0)
     except (Exception, KeyboardInterrupt) as e:
         if debug:
             traceback.print_exc()

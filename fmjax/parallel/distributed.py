@@ -1,5 +1,6 @@
 """Starting many processes as one program, before anything touches a device."""
 
+import contextlib
 import os
 import sys
 from types import TracebackType
@@ -69,8 +70,9 @@ def start(
 def leave(code: int) -> None:
     """Ends a process that has failed, now: JAX would wait at the exit for all the others, which
     wait for this one in their next collective."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader may have gone, or it is closed
+            stream.flush()
     os._exit(code)
 
 

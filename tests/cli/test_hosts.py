@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from fmjax.cli.main import execute
+
 
 @pytest.mark.parametrize(
     ("flags", "messages"),
@@ -26,6 +28,19 @@ import pytest
 def test_flags_at_odds(fails, train_args, flags, messages, tmp_path):
     fails([*train_args, *flags], *messages)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_whose_reader_leaves_does_not_wait_for_the_others(monkeypatch, capfd):
+    """JAX would, at the exit, while they wait for it in their next collective."""
+    left = []
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("fmjax.parallel.distributed.leave", left.append)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+
+    def run():
+        raise BrokenPipeError
+
+    assert execute(run) == 0 and left == [0]
 
 
 def start(arguments, count):
