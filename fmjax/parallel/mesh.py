@@ -45,10 +45,10 @@ def make_mesh(
       ShardingError: sizes whose product is not the number of devices, or that do not fit slices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    if data is None:
-        data = 1 if -1 in (fsdp, tensor, context, expert, stage) else -1
     sizes = dict(zip(AXES, (stage, data, fsdp, tensor, context, expert), strict=True))
-    asked = " × ".join(f"{axis}={n}" for axis, n in sizes.items() if n != 1) or "1"
+    asked = " × ".join(f"{axis}={n}" for axis, n in sizes.items() if n not in (1, None)) or "1"
+    if data is None:
+        sizes["data"] = 1 if -1 in sizes.values() else -1
     free = [axis for axis, n in sizes.items() if n == -1]
     if len(free) > 1 or any(n < 1 and n != -1 for n in sizes.values()):
         raise ShardingError(f"mesh {asked}: sizes are positive, and one of them may be −1")
