@@ -12,6 +12,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from fmjax.parallel.mesh import slice_count
 
 ROOM = 0.7
@@ -80,13 +84,24 @@ def state_bytes(
 
 
 def device_memory(devices: Sequence[Any]) -> float | None:
-    """Bytes of one device; virtual CPU devices share the machine's. None where nobody says."""
-    if devices[0].platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
-    try:
-        return (devices[0].memory_stats() or {}).get("bytes_limit")
-    except Exception:  # a device of a topology, which is not there
-        return None
+    """Bytes of the smallest device; virtual CPU devices share the machine's. None if nobody says.
+
+    All processes must call this together, and all get the same: a process can ask its own devices
+    only, and processes that chose different layouts would wait for each other for ever.
+    """
+    own = next((d for d in devices if d.process_index == jax.process_index()), devices[0])
+    if own.platform == "cpu":
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
+    else:
+        try:
+            size = (own.memory_stats() or {}).get("bytes_limit")
+        except Exception:  # a device of a topology, which is not there
+            size = None
+    if jax.process_count() == 1:
+        return size
+    sizes = multihost_utils.process_allgather(np.float32(size or np.inf))
+    least = float(np.min(sizes))
+    return least if math.isfinite(least) else None
 
 
 def choose(needs: Needs, devices: Sequence[Any], memory: float | None = None) -> Choice:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from fmjax.parallel import RULES, make_mesh, unused_axes
@@ -79,3 +80,30 @@ def test_virtual_devices_share_the_memory_of_the_machine() -> None:
     one, eight = device_memory(jax.devices()[:1]), device_memory(jax.devices())
     assert one == 8 * eight > 1e9
     assert device_memory(devices(1)) is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized(Fake):
+    size: int = 0
+
+    def memory_stats(self) -> dict[str, int]:
+        if self.process_index != jax.process_index():
+            raise RuntimeError("only of addressable devices")
+        return {"bytes_limit": self.size}
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_all_processes_go_by_the_smallest_device(process, monkeypatch) -> None:
+    """Each can ask its own devices only; were they to differ, they would choose other layouts."""
+    sizes = [95 * 2**30, 16 * 2**30]
+    asked = []
+
+    def gather(size: np.float32) -> np.ndarray:
+        asked.append(size)
+        return np.float32(sizes)
+
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gather)
+    found = device_memory([Sized(process_index=i, size=size) for i, size in enumerate(sizes)])
+    assert found == 16 * 2**30 and asked == [sizes[process]]
