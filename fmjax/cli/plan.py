@@ -70,11 +70,14 @@ class PlanStep:
         from fmjax.plan.environment import prepare
 
         prepare()
+        from fmjax.core.errors import ConfigError
         from fmjax.plan.result import write
         from fmjax.plan.search import to_json
         from fmjax.recipes.options import Adaptation, Optimization
         from fmjax.recipes.plan import Case, plan_case, search_cases
 
+        if self.json is not None and not self.json.absolute().parent.is_dir():
+            raise ConfigError(f"--json {self.json}: there is no such directory; make it first")
         case = Case(
             self.model,
             self.topology,

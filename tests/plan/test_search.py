@@ -109,3 +109,11 @@ def test_the_command_lists_the_best_first(
     assert ("the whole plan" in out) is (used == 10)
     assert ("nothing fits" in out) is (used == 1000)
     assert [p["name"] for p in json.loads(file.read_text())["ranked"]] == ["fsdp=8"]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_compiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "plan --model gpt2 --topology v5e:8 --batch 16 --seq 128 --json"
+    assert main([*line.split(), str(tmp_path / "none" / "plan.json")]) == 2
+    assert "there is no such directory; make it first" in capsys.readouterr().err
