@@ -49,7 +49,7 @@ class PlanStep:
     batch: int
     seq: int
     method: Method = "full"
-    remat: Remat = "none"
+    remat: Remat = "full"
     mesh: str = ""
     rules: str = ""
     adapter_dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -5,11 +5,10 @@ import dataclasses
 import jax
 import pytest
 
-from fmjax.cli.plan import PlanStep
 from fmjax.core.errors import ShardingError
 from fmjax.parallel import RULES, parse_rules
 from fmjax.recipes.layout import lay_out
-from fmjax.recipes.options import Adaptation, Hardware, Optimization
+from fmjax.recipes.options import Adaptation, Hardware
 from fmjax.recipes.plan import Case, beyond, config_of
 from fmjax.recipes.plan_layout import layout_of, name_of
 
@@ -48,10 +47,3 @@ def test_rows_that_a_run_would_refuse_are_noted() -> None:
     (note,) = beyond(long, config_of(long))
     assert "context of 2048" in note and "--override max_position_embeddings=4096" in note
     assert not beyond(CASE, config_of(CASE))
-
-
-def test_flags_have_the_defaults_of_runs() -> None:
-    defaults = {f.name: f.default for f in dataclasses.fields(PlanStep)}
-    for kind in (Hardware, Adaptation, Optimization):
-        for field in dataclasses.fields(kind):
-            assert defaults.get(field.name, field.default) == field.default, field.name
