@@ -202,6 +202,17 @@ def test_a_profile_beyond_the_end_is_written_and_one_before_the_start_is_not(tmp
     assert not (tmp_path / "b").exists()
 
 
+def test_all_processes_wait_for_the_last_recorded_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    profile = Profile(tmp_path / "profile", 3, 4)
+    found = []
+    for number in range(2, 6):
+        with profile.step(number):
+            found.append(profile.ends(number))
+    assert found == [False, False, True, False]
+    assert not profile.stop() and not (tmp_path / "profile").exists()
+
+
 @pytest.mark.parametrize("text", ["5:3", "0:2", "a", "3:", ":4", "3-4", "1:2:3"])
 def test_bad_ranges(text, tmp_path):
     with pytest.raises(ConfigError, match=r"as in 10:15"):
