@@ -111,7 +111,7 @@ def test_steady_steps_are_not_reported(tmp_path):
 def test_the_first_step_and_slow_activities_have_time():
     ours = Clock()
     dog = Watchdog(ours, least=60)
-    assert dog.limit() == 1800
+    assert dog.limit() == 1800 and Watchdog(ours, least=3600).limit() == 3600
     with ours.doing("evaluation"):
         assert dog.limit() == 600
     ours._durations.extend([20.0, 22.0])
