@@ -21,7 +21,7 @@ _NAME = 64  # bytes of a host's name that are sent
 
 
 class Stragglers:
-    """Compares the hosts every so many steps; all processes must call it at the same steps.
+    """Compares the hosts every so many steps; all processes must call it after each step.
 
     Args:
       clock: of this process.
@@ -31,7 +31,7 @@ class Stragglers:
     def __init__(self, clock: Clock, every: int = 200) -> None:
         self._clock, self._every = clock, every
         self._before = dict(clock.seconds)
-        self._at = 0
+        self._at: int | None = None  # the step of the last comparison, or before the first call
 
     def __call__(self, step: int, seconds: float | None) -> tuple[dict[str, float], list[str]]:
         """What the hosts need at this step, if it is time.
@@ -44,6 +44,8 @@ class Stragglers:
           ({"slowest_input_seconds": …}, what to tell the user); both empty in between, and where
           there is one process.
         """
+        if self._at is None:
+            self._at = step - 1
         if jax.process_count() == 1 or step % self._every or seconds is None:
             return {}, []
         steps = max(step - self._at, 1)

@@ -139,6 +139,20 @@ def test_stragglers():
     assert "host b (process 1) needs for a small computation on its devices 0.05 s" in said
 
 
+def test_after_a_restart_only_the_steps_since_then_count(ticking, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(stragglers, "probe", lambda: 0.02)
+    both = lambda own: ({name: np.array([x, x]) for name, x in own.items()}, ["a", "b"])  # noqa: E731
+    monkeypatch.setattr(stragglers, "gather", both)
+    ours = Clock()
+    compare = stragglers.Stragglers(ours, every=4)
+    for step in range(1001, 1005):
+        with ours.doing("input"):
+            ticking.move(2)
+        found, _ = compare(step, 1.0)
+    assert found["slowest_input_seconds"] == pytest.approx(2)
+
+
 def test_gathering_from_one_process():
     table, hosts = gather({"input": 1.5, "probe": 2.0})
     assert table["input"].tolist() == [1.5] and table["probe"].tolist() == [2.0]
