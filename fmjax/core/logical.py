@@ -99,14 +99,17 @@ def _dividing(
 
 def _rule(axis: str, rules: Rules, name: str) -> tuple[int, tuple[str, ...]]:
     """(place in the list, mesh axes) of the first rule for a logical axis."""
-    for place, (logical, mesh_axes) in enumerate(rules):
+    for place, (logical, entry) in enumerate(rules):
         if logical == axis:
-            if mesh_axes is None:
-                return place, ()
-            return place, (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes)
+            return place, mesh_axes(entry)
     raise ShardingError(
         f"{name}: no sharding rule for the logical axis {axis!r}; add ({axis!r}, None) to replicate"
     )
+
+
+def mesh_axes(entry: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The mesh axes of one dimension, as a rule or a `PartitionSpec` states them."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
 @contextlib.contextmanager

@@ -41,6 +41,8 @@ def attention(
 ) -> jax.Array:
     """softmax(q kᵀ · scale + bias + mask) v, through the cache if there is one.
 
+    On a mesh that splits the sequence, and without a cache, it is `fmjax.nn.ring_attention`.
+
     Args:
       module: the calling layer, which owns the cache and the dropout key.
       q_BTHK: queries, rotated already where the family rotates.
@@ -57,8 +59,6 @@ def attention(
 
     Returns:
       [B, T, H · K].
-
-    On a mesh that splits the sequence, and without a cache, it is `fmjax.nn.ring_attention`.
 
     Raises:
       ConfigError: an implementation that is unknown or cannot do this, or a prefix that does not

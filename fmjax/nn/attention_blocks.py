@@ -62,10 +62,10 @@ class Blocks:
             rows = more_q if bias.shape[3] > 1 else 0
             self.bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (0, rows), (0, more_k)))
 
-    def pad_queries(self, x: jax.Array, axis: int) -> jax.Array:
-        """Zeros up to whole blocks."""
+    def pad_queries(self, x: jax.Array, axis: int, value: float = 0.0) -> jax.Array:
+        """Up to whole blocks."""
         widths = [(0, -self.T % self.t if a == axis else 0) for a in range(x.ndim)]
-        return jnp.pad(x, widths)
+        return jnp.pad(x, widths, constant_values=value)
 
     def queries(self, x: jax.Array, i: jax.Array, axis: int) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, i * self.t, self.t, axis)

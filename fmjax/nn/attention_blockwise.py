@@ -102,7 +102,9 @@ def backward(
     """
     p = Blocks(q_BGRTK, k_BGSK, v_BGSK, sight, bias, softcap, blocks)
     order, count = p.order(by_key=True)
-    lse, delta, dout = (p.pad_queries(x, 3) for x in (lse_BGRT, delta_BGRT, dout_BGRTK))
+    delta, dout = p.pad_queries(delta_BGRT, 3), p.pad_queries(dout_BGRTK, 3)
+    # Queries that only fill a block up have scores too, of any size where there is a bias.
+    lse = p.pad_queries(lse_BGRT, 3, -EMPTY)
 
     def column(j: jax.Array, carry: tuple) -> tuple:
         dq, dk, dv, dbias = carry

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from fmjax.core import logical
+from fmjax.nn import sequence
 from fmjax.nn.masks import Mask
 
 
@@ -29,11 +30,8 @@ def layout(batch: int, heads: int) -> tuple[Mesh | None, PartitionSpec, int, int
     mesh, rules = current
     shape = (batch, heads)
     partition = logical.spec(("batch", "act_heads"), rules, mesh, shape, name="attention")
-    sizes = []
-    for axes in (*partition, None, None)[:2]:
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        sizes.append(math.prod(mesh.shape[name] for name in names))
-    return mesh, partition, sizes[0], sizes[1]
+    rows, shares = (sequence.parts(mesh, logical.mesh_axes(entry)) for entry in partition)
+    return mesh, partition, rows, shares
 
 
 def on_mesh(
@@ -56,7 +54,7 @@ def on_mesh(
     mesh, partition, _, parts = layout(*q_BHTK.shape[:2])
     if mesh is None:
         return kernel(q_BHTK, k_BGSK, v_BGSK, mask, bias)
-    batch, heads = (*partition, None, None)[:2]
+    batch, heads = partition
     G = k_BGSK.shape[1]
     if G % parts:
         # lcm(G, parts) divides H, as both do: queries stay with their own keys.
@@ -66,15 +64,8 @@ def on_mesh(
     bias_spec = None
     if bias is not None:
         bias_spec = PartitionSpec(batch if bias.shape[0] > 1 else None, heads)
-    # Inside a map over some of the axes, only the others are left to be mapped.
-    around = jax.sharding.get_abstract_mesh()
-    taken = set(around.manual_axes)
     head = PartitionSpec(batch, heads)
-    return jax.shard_map(
-        kernel,
-        mesh=around if taken else mesh,
-        in_specs=(head, head, head, masks, bias_spec),
-        out_specs=PartitionSpec(batch, None, heads),
-        axis_names=set(mesh.axis_names) - taken,
-        check_vma=False,
-    )(q_BHTK, k_BGSK, v_BGSK, mask, bias)
+    run = sequence.on_each_device(
+        kernel, mesh, (head, head, head, masks, bias_spec), PartitionSpec(batch, None, heads)
+    )
+    return run(q_BHTK, k_BGSK, v_BGSK, mask, bias)

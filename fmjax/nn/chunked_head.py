@@ -4,8 +4,8 @@ The gradient of each part is taken where the part is computed, in the forward pa
 never computed twice, and what is kept for the backward pass is a gradient of the size of the hidden
 states and, where the head is trained, one of the size of its weights.
 
-Shapes: B batch, T tokens, S devices along the sequence, C tokens of a part, D hidden size, V
-vocabulary. A part is the same tokens of every device: [B, S · C].
+Shapes: B batch, T tokens, S devices along the sequence of the hidden states, C tokens of a part, D
+hidden size, V vocabulary. A part is the same tokens of every device: [B, S · C].
 """
 
 import math
@@ -27,32 +27,45 @@ Head = Callable[[Any, jax.Array, jax.Array | None], jax.Array]
 
 
 def part_length(shape: tuple[int, int], vocab_size: int, chunk: int | None) -> int:
-    """C, the tokens of a row whose logits a device computes at once; 0: all, as plain logits.
+    """C, the tokens of a row that a device puts into a part; 0: all at once, as plain logits.
+
+    Where the logits are split along fewer devices than the hidden states (sequence parallelism), a
+    device holds those of more than C.
 
     Args:
       shape: (B, T) of the whole batch; on a mesh (see `logical.use`) a device has a share of it.
       vocab_size: V.
       chunk: of the request.
+
+    Raises:
+      ShardingError: rows or tokens that do not divide over the mesh.
     """
-    over = _shards("batch", "seq", "act_vocab")
-    rows, length, words = (n // k for n, k in zip((*shape, vocab_size), over, strict=True))
+    sizes = (*shape, vocab_size)
+    over = _shards(("batch", "seq", "act_vocab"), sizes)
+    rows, length, words = (n // k for n, k in zip(sizes, over, strict=True))
     if chunk is None:
         if rows * length * words <= LOGITS:
             return 0
         chunk = LOGITS // words
     parts = math.ceil(length / max(1, min(length, chunk // max(1, rows))))
+    own = shape[1] // _along_sequence(shape)
     # Equal parts, if there are any of about this size.
-    parts = next((n for n in range(parts, 2 * parts) if length % n == 0), parts)
-    return math.ceil(length / parts)
+    parts = next((n for n in range(parts, 2 * parts) if own % n == 0), parts)
+    return math.ceil(own / parts)
 
 
-def _shards(*axes: str) -> list[int]:
-    """Devices that each logical axis is split over."""
+def _along_sequence(shape: tuple[int, int]) -> int:
+    """S, for hidden states of (B, T)."""
+    return _shards(("batch", "seq"), shape)[1]
+
+
+def _shards(axes: tuple[str, ...], shape: tuple[int, ...]) -> list[int]:
+    """Devices that each dimension of an activation is split over."""
     current = logical.current()
     if current is None:
         return [1] * len(axes)
     mesh, rules = current
-    entries = logical.spec(axes, rules, mesh)
+    entries = logical.spec(axes, rules, mesh, shape, "activation")
     return [math.prod(mesh.shape[a] for a in jax.tree.leaves(entry)) for entry in entries]
 
 
@@ -76,7 +89,7 @@ def sum_tokens(
       length: C.
       lay_out: puts an array with the shape of a variable where that variable lies.
     """
-    (shards,) = _shards("seq")
+    shards = _along_sequence(x_BTD.shape[:2])
     leaves, treedef = jax.tree.flatten(variables)
 
     def split(x: jax.Array) -> jax.Array:  # [B, T, …] → [B, S, T / S, …], in place.

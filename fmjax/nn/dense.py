@@ -63,7 +63,7 @@ class Dense(nn.Module):
                         f"matmul='int8' rounds plain weights, but {'/'.join(self.path)} is packed, "
                         "or in a bank of adapters; use matmul='default'"
                     )
-                return int8_dot(x.astype(ex.dtype), kernel.astype(ex.dtype), out_dtype)
+                return int8_dot(x.astype(ex.dtype), at_use(kernel, ex.dtype), out_dtype)
             if isinstance(kernel, Packed):
                 return matmul(x.astype(ex.dtype), kernel, out_dtype)
             return jax.lax.dot_general(

@@ -82,5 +82,4 @@ def over_devices(
 
 def _names(spec: PartitionSpec) -> tuple[str, ...]:
     """The mesh axes of a partition, in order."""
-    entries = ((e,) if isinstance(e, str) else e or () for e in spec)
-    return tuple(name for entry in entries for name in entry)
+    return tuple(name for entry in spec for name in logical.mesh_axes(entry))

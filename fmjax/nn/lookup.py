@@ -38,12 +38,12 @@ def lookup(
         return _take(table_VD, ids_BT, dtype)
     mesh, rules = current
     table = logical.spec(axes, rules, mesh, table_VD.shape, "embedding")
-    rows, columns = (_names(entry) for entry in table)
+    rows, columns = (logical.mesh_axes(entry) for entry in table)
     if not rows and not columns:
         return _take(table_VD, ids_BT, dtype)
     shape = (*ids_BT.shape, table_VD.shape[1])
     tokens = logical.spec(("batch", "seq", "act_embed"), rules, mesh, shape, "activation")[:2]
-    dims = {a: dim for dim, entry in enumerate(tokens) for a in _names(entry)}
+    dims = {a: dim for dim, entry in enumerate(tokens) for a in logical.mesh_axes(entry)}
     return jax.shard_map(
         functools.partial(_one_device, rows, columns, dims, table_VD.shape[0], dtype),
         mesh=mesh,
@@ -101,7 +101,3 @@ def _one_device(
         else:
             y = jax.lax.all_to_all(y, axis, split_axis=dim, concat_axis=2, tiled=True)
     return y
-
-
-def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else tuple(entry or ())

@@ -17,6 +17,7 @@ from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
 from fmjax.nn import ports
 from fmjax.nn.activations import activation
+from fmjax.nn.at_use import at_use
 from fmjax.nn.expert_parallel import over_devices
 from fmjax.nn.grouped import grouped_matmul
 from fmjax.nn.param import param
@@ -56,7 +57,7 @@ class Weight(nn.Module):
     def __call__(self) -> jax.Array:
         ex = self.execution
         w = param(self, "weight", self.kernel_init, self.shape, self.axes, ex.param_dtype)
-        return w.astype(ex.dtype)
+        return at_use(w, ex.dtype)
 
 
 class Experts(nn.Module):

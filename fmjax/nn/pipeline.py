@@ -212,7 +212,7 @@ def _check_sizes(
     if M % S:
         raise ShardingError(f"microbatches={M} is not a multiple of {AXIS}={S}; use {S} or {2 * S}")
     (batch,) = logical.spec(("batch",), rules, mesh)
-    axes = (batch,) if isinstance(batch, str) else batch or ()
+    axes = logical.mesh_axes(batch)
     parts = M * int(np.prod([mesh.shape[a] for a in axes]))
     if B % parts:
         over = " × ".join([f"microbatches={M}", *(f"{a}={mesh.shape[a]}" for a in axes)])
@@ -226,11 +226,9 @@ def _check_sizes(
 def _without_stage(rules: logical.Rules) -> logical.Rules:
     """The rules inside a stage, where `vmap` lays out the axis of the stages."""
 
-    def strip(axes: Any) -> Any:
-        axes = (axes,) if isinstance(axes, str) else axes or ()
-        return tuple(a for a in axes if a != AXIS)
-
-    return tuple((name, strip(axes)) for name, axes in rules)
+    return tuple(
+        (name, tuple(a for a in logical.mesh_axes(axes) if a != AXIS)) for name, axes in rules
+    )
 
 
 def _by_row(context: Any, B: int) -> tuple[list[Any], Callable[[list[Any]], Any]]:

@@ -46,7 +46,7 @@ def check(
     else:
         return
     mesh, rules = logical.current()
-    axes = sequence.names(logical.spec(("act_heads", "seq"), rules, mesh)[1])
+    axes = logical.mesh_axes(logical.spec(("act_heads", "seq"), rules, mesh)[1])
     raise ConfigError(
         f"{'/'.join(module.path)}: {what} cannot be combined with a sequence that is split over "
         f"{' × '.join(f'{a}={mesh.shape[a]}' for a in axes)}; use {remedy}, or a mesh with 1 there"
@@ -90,7 +90,7 @@ def ring_attention(
     B, H, T, K = q_BHTK.shape
     axes = ("batch", "act_heads", "seq")
     partition = logical.spec(axes, rules, mesh, (B, H, T), "queries")
-    shares = [sequence.parts(mesh, sequence.names(entry)) for entry in partition]
+    shares = [sequence.parts(mesh, logical.mesh_axes(entry)) for entry in partition]
     # Divides H, as both do: queries stay with their own keys.
     G = math.lcm(k_BGTK.shape[1], shares[1])
     P = 0 if prefix is None else prefix[0].shape[1]

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
+from fmjax.core import logical
 from fmjax.nn import attention_blockwise as blocks
 from fmjax.nn import sequence
 from fmjax.nn.masks import Sight
@@ -66,7 +67,7 @@ class Ring:
     @property
     def axes(self) -> tuple[str, ...]:
         """Along which keys travel."""
-        return sequence.names(self.seq)
+        return logical.mesh_axes(self.seq)
 
     def layouts(self, q: Any, keys: Keys, virtual: Keys | None, sight: Sight) -> tuple[Any, ...]:
         """Partitions of the arguments."""

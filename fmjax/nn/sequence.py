@@ -38,12 +38,8 @@ def split_axes(tokens: int) -> tuple[str, ...]:
         return ()
     mesh, rules = current
     shape = (mesh.size, tokens)
-    return names(logical.spec(("act_heads", "seq"), rules, mesh, shape, "activation")[1])
-
-
-def names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes of one entry of a partition."""
-    return (entry,) if isinstance(entry, str) else entry or ()
+    entries = logical.spec(("act_heads", "seq"), rules, mesh, shape, "activation")
+    return logical.mesh_axes(entries[1])
 
 
 def parts(mesh: Mesh, axes: tuple[str, ...]) -> int:

@@ -137,6 +137,6 @@ def _divides(
     packed: Packed, names: logical.Axes, lead: int, mesh: Mesh, rules: logical.Rules, name: str
 ) -> bool:
     entry = logical.spec(names, rules, mesh, name=name)[lead]
-    over = (entry,) if isinstance(entry, str) else entry or ()
+    over = logical.mesh_axes(entry)
     blocks = packed.matrix[0] // getattr(packed, "blocksize", 1)
     return blocks % math.prod(mesh.shape[a] for a in over) == 0

@@ -18,7 +18,10 @@ def check_donation(compiled: jax.stages.Compiled, donated: Any) -> int:
       donated: pytree of the arrays, or `ShapeDtypeStruct`s with shardings, that it consumes.
     """
     given = sum(_bytes(x) for x in jax.tree.leaves(donated))
-    lost = max(0, given - compiled.memory_analysis().alias_size_in_bytes)
+    memory = compiled.memory_analysis()
+    # Accelerators count apart what lies in the host's memory.
+    reused = memory.alias_size_in_bytes + memory.host_alias_size_in_bytes
+    lost = max(0, given - reused)
     if lost <= SMALL:
         return 0
     warnings.warn(

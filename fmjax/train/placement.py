@@ -79,7 +79,7 @@ def split_further(arrays: Any, mesh: Mesh, rules: logical.Rules) -> Any:
 
     def split(x: Any) -> Any:
         spec = (*x.sharding.spec, *[None] * (len(x.shape) - len(x.sharding.spec)))
-        taken = {a for entry in spec for a in ((entry,) if isinstance(entry, str) else entry or ())}
+        taken = {a for entry in spec for a in logical.mesh_axes(entry)}
         free = tuple(a for a in over if mesh.shape.get(a, 1) > 1 and a not in taken)
         parts = math.prod(mesh.shape[a] for a in free)
         fitting = [d for d, n in enumerate(x.shape) if spec[d] is None and n % parts == 0]

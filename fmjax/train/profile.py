@@ -54,13 +54,17 @@ class Profile:
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
 
     def ends(self, number: int) -> bool:
-        """Whether step `number`, once the devices have computed it, is the last one recorded."""
-        return self._running and number >= self.last
+        """Whether step `number`, once the devices have computed it, is the last one recorded.
 
-    def stop(self) -> None:
-        """Writes the files, if something was recorded."""
+        All processes say the same: they have to wait for the step, and compare hosts, together.
+        """
+        return number == self.last
+
+    def stop(self) -> bool:
+        """Writes the files if something was recorded; returns whether it was."""
         if not self._running:
-            return
+            return False
         self._running = False
         jax.profiler.stop_trace()
         jax.profiler.save_device_memory_profile(str(self.directory / "memory.prof"))
+        return True

@@ -92,10 +92,10 @@ class Run:
         self._pending, self._evaluation, self.improved = metrics, None, False
         if profile is not None and profile.ends(self.number):
             self.flush()
-            profile.stop()
-            self.display.message(
-                f"profile of steps {profile.first} to {profile.last}: {profile.directory}"
-            )
+            if profile.stop():
+                self.display.message(
+                    f"profile of steps {profile.first} to {profile.last}: {profile.directory}"
+                )
         return True
 
     def end(self, why: str) -> None:

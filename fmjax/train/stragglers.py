@@ -5,6 +5,7 @@ each does by itself: waiting for its input, other work of the host, and how fast
 are, which a small computation without the others tells.
 """
 
+import math
 import socket
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ _NAME = 64  # bytes of a host's name that are sent
 
 
 class Stragglers:
-    """Compares the hosts every so many steps; all processes must call it at the same steps.
+    """Compares the hosts every so many steps; all processes must call it after each step.
 
     Args:
       clock: of this process.
@@ -30,7 +31,7 @@ class Stragglers:
     def __init__(self, clock: Clock, every: int = 200) -> None:
         self._clock, self._every = clock, every
         self._before = dict(clock.seconds)
-        self._at = 0
+        self._at: int | None = None  # the step of the last comparison, or before the first call
 
     def __call__(self, step: int, seconds: float | None) -> tuple[dict[str, float], list[str]]:
         """What the hosts need at this step, if it is time.
@@ -43,6 +44,8 @@ class Stragglers:
           ({"slowest_input_seconds": …}, what to tell the user); both empty in between, and where
           there is one process.
         """
+        if self._at is None:
+            self._at = step - 1
         if jax.process_count() == 1 or step % self._every or seconds is None:
             return {}, []
         steps = max(step - self._at, 1)
@@ -98,15 +101,22 @@ def gather(values: Mapping[str, float]) -> tuple[dict[str, np.ndarray], list[str
     return dict(zip(values, columns, strict=True)), hosts
 
 
-def probe(size: int = 512, repeats: int = 8) -> float:
-    """Seconds for a few matmuls on the slowest of this process's devices, without the others."""
+def probe(size: int = 512, repeats: int = 8, tries: int = 5) -> float:
+    """Seconds for a few matmuls on the slowest of this process's devices, without the others.
+
+    Of each device the best try counts: one alone takes some tens of microseconds, of which the
+    start by the host is a part that varies.
+    """
     slowest = 0.0
     for device in jax.local_devices():
         x = jax.device_put(jnp.full((size, size), 1 / size), device)
         _matmuls(x, repeats).block_until_ready()  # compiles the first time
-        start = time.perf_counter()
-        _matmuls(x, repeats).block_until_ready()
-        slowest = max(slowest, time.perf_counter() - start)
+        best = math.inf
+        for _ in range(tries):
+            start = time.perf_counter()
+            _matmuls(x, repeats).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+        slowest = max(slowest, best)
     return slowest
 
 

@@ -13,7 +13,7 @@ import jax
 from fmjax.train.clock import SLOW, Clock
 
 FIRST = 1800.0
-"""Seconds that the first step, which compiles, may take."""
+"""Seconds that the first step, which compiles, may take at least."""
 
 
 class Watchdog:
@@ -52,7 +52,7 @@ class Watchdog:
         if self._clock.activity in SLOW:
             return 10 * self._least
         usual = self._clock.usual
-        return FIRST if usual is None else max(self._least, self._factor * usual)
+        return max(self._least, FIRST if usual is None else self._factor * usual)
 
     def _watch(self) -> None:
         reported, limit, what = None, 0.0, ""

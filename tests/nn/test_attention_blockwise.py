@@ -101,6 +101,11 @@ def test_bias(shape) -> None:
     compare(Mask(valid=V), jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32))
 
 
+def test_a_bias_whose_exponential_overflows() -> None:
+    # Falcon's ALiBi grows with the position. T is no multiple of the blocks.
+    compare(Mask(), jnp.broadcast_to(2.5 * jnp.arange(T), (1, H, 1, T)))
+
+
 def test_softcap() -> None:
     compare(Mask(), softcap=0.7)
     compare(Mask(window=5), jnp.ones((1, H, 1, T)), softcap=2.0)

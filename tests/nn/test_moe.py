@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fmjax.core.execution import Execution
 from fmjax.nn.grouped import grouped_matmul
 from fmjax.nn.moe import SparseMoE, route
 
@@ -56,3 +57,11 @@ def test_no_token_is_dropped_however_uneven_the_routing(skew):
     )
     assert float(jnp.abs(expected).max()) > 0.1
     np.testing.assert_allclose(y, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_weights_of_router_and_experts_are_cast_where_they_are_used():
+    """As those of other layers, see `fmjax.nn.at_use`: no copy of the stack in bfloat16."""
+    layer = SparseMoE(4, 2, 12, execution=Execution(dtype="bfloat16"))
+    x = jnp.ones((2, 5, 8), jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x)
+    assert str(jax.make_jaxpr(layer.apply)(variables, x)).count("optimization_barrier") == 4

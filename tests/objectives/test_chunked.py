@@ -15,7 +15,7 @@ from fmjax.core import logical, tree
 from fmjax.core.errors import ConfigError
 from fmjax.nn import chunked_head
 from fmjax.objectives import CausalLM
-from fmjax.parallel import DEFAULT_RULES, make_mesh
+from fmjax.parallel import DEFAULT_RULES, RULES, make_mesh
 from fmjax.train import make_step
 
 B, T, V = 4, 12, 64
@@ -223,6 +223,11 @@ def test_the_head_chooses_by_size(monkeypatch):
     with logical.use(make_mesh(data=2, context=2, tensor=2), DEFAULT_RULES):
         assert length((4, 8192), 32000, 1024) == 512
         assert length((2, 8192), 32000, None) == 0
+        # Words that do not divide are whole on every device.
+        assert length((4, 8192), 32001, None) == 8192 // 4
+    # The sequence is split over the tensor axis up to the head, and words are from there on.
+    with logical.use(make_mesh(data=2, tensor=4), RULES["sequence"]):
+        assert length((2, 4096), 128000, 1024) == 256
 
 
 def test_bad_requests():

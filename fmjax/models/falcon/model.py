@@ -125,5 +125,5 @@ class Falcon(DecoderModel):
             execution=ex,
             collect=collect,
         )
-        x = LayerNorm(cfg.layer_norm_epsilon, ex, True, name="ln_f")(x)
+        x = LayerNorm(cfg.layer_norm_epsilon, ex, final=True, name="ln_f")(x)
         return Decoded(x0, outputs, x, embed)

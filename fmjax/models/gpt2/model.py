@@ -112,5 +112,5 @@ class GPT2(DecoderModel):
             execution=ex,
             collect=collect,
         )
-        x = LayerNorm(cfg.layer_norm_epsilon, ex, True, name="ln_f")(x)
+        x = LayerNorm(cfg.layer_norm_epsilon, ex, final=True, name="ln_f")(x)
         return Decoded(x0, outputs, x, wte)
