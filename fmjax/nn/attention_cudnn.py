@@ -22,8 +22,9 @@ def cudnn(q_BHTK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, mask: Mask) -
     S = k_BGSK.shape[2]
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BHTK, k_BGSK, v_BGSK))
     if plain(mask, T, S):
-        window = None if mask.window is None else (mask.window - 1, 0)
-        dense = None
+        # A window over all keys is none: slots and its size would be added up in 32 bits.
+        unlimited = mask.window is None or mask.window >= S
+        window, dense = None if unlimited else (mask.window - 1, 0), None
     else:
         window, dense = None, mask.dense(T, S)
         dense = None if dense is None else jnp.broadcast_to(dense, (B, 1, T, S))

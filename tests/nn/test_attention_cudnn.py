@@ -17,6 +17,7 @@ MASKS = {
     "causal": (Mask(), True),
     "everything": (Mask(causal=False), True),
     "window": (Mask(window=5), True),
+    "window over all": (Mask(window=2**31 - 1), True),
     "moving window": (Mask(window=jnp.int32(5)), False),
     "window in both directions": (Mask(window=5, causal=False), False),
     "packed and padded": (Mask(segments=(texts, texts), valid=valid), False),
