@@ -4,9 +4,9 @@
     TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python benchmarks/qlora_memory.py
 
 NF4 with double quantisation in all linear layers, LoRA on all of them with a bfloat16 adapter, a
-batch of 1 × 512 tokens, AdamW with float32 or 8-bit moments. Prints one line a step: the sizes are
-the compiler's own, in decimal GB, and nothing is allocated. The exit status is 1 if a peak is over
-its limit. One step alone, with other sizes:
+batch of 1 × 512 tokens, splash attention, AdamW with float32 or 8-bit moments. Prints one line a
+step: the sizes are the compiler's own, in decimal GB, and nothing is allocated. The exit status is 1
+if a peak is over its limit. One step alone, with other sizes:
 
     … --model llama-65b --topology v5p:1 --batch 1 --seq 512 --rank 64 --moments int8
 """
@@ -57,7 +57,13 @@ def compile_step(args: argparse.Namespace, name: str, moments: str):
     """The compiled step of one model on one chip."""
     topology = topologies.get_topology_desc(HOSTS[args.topology], platform="tpu")
     mesh = Mesh(np.array(topology.devices[:1]).reshape(1), ("fsdp",))
-    model = fmjax.build(name, dtype="bfloat16", param_dtype="bfloat16", remat=args.remat)
+    model = fmjax.build(
+        name,
+        dtype="bfloat16",
+        param_dtype="bfloat16",
+        remat=args.remat,
+        attention=args.attention,
+    )
     step = make_step(model, CausalLM(), adamw(1e-4, moment_dtype=moments), mesh=mesh)
     state = step.abstract_state(abstract_variables(model, args.rank))
     ids = jax.ShapeDtypeStruct((args.batch, args.seq), jnp.int32)
@@ -99,6 +105,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--moments", choices=("float32", "int8"), default="float32")
     parser.add_argument("--remat", default="full")
+    parser.add_argument("--attention", default="splash")
     args = parser.parse_args()
     cases = [(args.model, args.moments)] if args.model else list(LIMITS_GB)
     sys.exit(not all([report(args, *case) for case in cases]))
