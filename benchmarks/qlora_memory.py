@@ -5,8 +5,8 @@
 
 NF4 with double quantisation in all linear layers, LoRA on all of them with a bfloat16 adapter, a
 batch of 1 × 512 tokens, splash attention, AdamW with float32 or 8-bit moments. Prints one line a
-step: the sizes are the compiler's own, in decimal GB, and nothing is allocated. The exit status is 1
-if a peak is over its limit. One step alone, with other sizes:
+step: the sizes are the compiler's own, in decimal GB, and nothing is allocated. The exit status is
+1 if a peak is over its limit. One step alone, with other sizes:
 
     … --model llama-65b --topology v5p:1 --batch 1 --seq 512 --rank 64 --moments int8
 """

@@ -1,8 +1,11 @@
 """Eight virtual CPU devices, exact matmuls and a persistent compilation cache for every test."""
 
 import os
+import sys
 import tempfile
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent))  # for `quick`
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"

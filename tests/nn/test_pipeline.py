@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import QUICK
 
 import fmjax
 from fmjax import peft, quantization
@@ -82,10 +83,6 @@ OBJECTIVES = {
     "mixtral": CausalLM(router_loss=0.1),
     "bert": MaskedLM(mask_token_id=4, vocab_size=VOCAB, special_ids=(0, 1, 2, 3)),
 }
-
-
-# Quick to compile, slow to run, for programs that run once.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 @pytest.fixture(autouse=True)

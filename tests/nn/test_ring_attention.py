@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import QUICK
 
 from fmjax.core import logical
 from fmjax.nn import prefix_port, sequence
@@ -15,9 +16,6 @@ from fmjax.nn.ring_attention import ring_attention
 from fmjax.parallel import DEFAULT_RULES, make_mesh
 
 B, H, G, T, K = 2, 4, 2, 48, 8
-
-# Quick to compile, slow to run, for programs that run once.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def reference(q, k, v, prefix, bias, mask, softcap):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from quick import QUICK
 
 import fmjax
 from fmjax import peft
@@ -73,10 +74,6 @@ LORA = [
 def label(case: tuple) -> str:
     name, rules, sizes = case
     return "-".join((name, rules, *(f"{axis}{n}" for axis, n in sizes.items())))
-
-
-# Quick to compile, slow to run, for programs that run once: a fifth of the time.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 @pytest.fixture(autouse=True)
