@@ -71,9 +71,7 @@ def _itemsize(x: Any) -> float:
     """Bytes of one entry; of a key, of its data."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.eval_shape(jax.random.key_data, x).size * 4 / max(np.prod(x.shape), 1)
-    if str(x.dtype) in ("int4", "uint4"):
-        return 0.5
-    return np.dtype(x.dtype).itemsize
+    return jax.dtypes.itemsize_bits(x.dtype) / 8
 
 
 def _whole(x: Any) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from fmjax.core.errors import ShardingError
-from fmjax.core.logical import Rules
+from fmjax.core.logical import Rules, mesh_axes
 from fmjax.parallel.mesh import AXES
 
 MEANING = {
@@ -142,7 +142,7 @@ def table(rules: Rules | str, mesh: Mesh | None = None) -> str:
         if logical in seen:
             continue
         seen.add(logical)
-        where = _shown((axes,) if isinstance(axes, str) else tuple(axes or ()), mesh)
+        where = _shown(mesh_axes(axes), mesh)
         lines.append((logical, where, MEANING.get(logical, "")))
     widths = [max(len(line[i]) for line in lines) for i in range(2)]
     return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in lines)
@@ -158,6 +158,6 @@ def unused_axes(mesh: Mesh, rules: Rules) -> tuple[str, ...]:
     """Axes of the mesh, larger than 1, that no rule uses: devices along them repeat one another."""
     firsts: dict[str, tuple[str, ...]] = {}
     for logical, axes in rules:
-        firsts.setdefault(logical, (axes,) if isinstance(axes, str) else tuple(axes or ()))
+        firsts.setdefault(logical, mesh_axes(axes))
     used = {axis for axes in firsts.values() for axis in axes}
     return tuple(axis for axis, size in mesh.shape.items() if size > 1 and axis not in used)
