@@ -223,7 +223,7 @@ class Hardware:
         sequence, expert) and pairs in front of it, such as fsdp,mlp=tensor,embed=none. Without it
         fsdp_tensor, which serves every mesh.
       dtype: Of the computation: auto is float32 on CPUs and bfloat16 on accelerators. Trained
-        weights and optimizer state are float32 always.
+        weights and optimizer state are float32, but for what --adapter-dtype and --moments say.
       remat: What the backward pass recomputes to save memory: nothing, whole layers (with
         offload their inputs wait in the host's memory), all but matmuls (dots), little (minimal),
         the MLP (attention), or all but queries, keys and values (qkv).

@@ -99,7 +99,7 @@ def _cache(whole: Any, squeezed: Any, mesh: Mesh, rules: Rules) -> jax.ShapeDtyp
     kept = []
     for axis, size in zip(axes[:2], whole.shape[:2], strict=True):
         parts = logical.spec((axis,), rules, mesh)[0] if size > 1 else None
-        names = (parts,) if isinstance(parts, str) else tuple(parts or ())
+        names = logical.mesh_axes(parts)
         divides = size % math.prod(mesh.shape[name] for name in names) == 0
         if size > 1:
             kept.append(axis if divides else None)

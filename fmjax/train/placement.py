@@ -74,8 +74,7 @@ def split_further(arrays: Any, mesh: Mesh, rules: logical.Rules) -> Any:
     arXiv:1910.02054). They are put on the largest dimension that divides and is not split yet; an
     array without one is laid out as its weight is.
     """
-    over = next((axes for name, axes in rules if name == "optimizer"), None) or ()
-    over = (over,) if isinstance(over, str) else over
+    over = logical.mesh_axes(next((axes for name, axes in rules if name == "optimizer"), None))
 
     def split(x: Any) -> Any:
         spec = (*x.sharding.spec, *[None] * (len(x.shape) - len(x.sharding.spec)))

@@ -61,6 +61,23 @@ def test_averaged_weights_are_what_is_saved(run, encoder, tmp_path):
     assert 0 < abs(trained[name] - start[name]).max() < abs(other[name] - start[name]).max()
 
 
+@pytest.mark.parametrize(
+    ("method", "flags", "dtype"),
+    [
+        ("qlora", "--dtype bfloat16", "BF16"),
+        ("qlora", "--dtype bfloat16 --adapter-dtype float32", "F32"),
+        ("qlora", "", "F32"),
+        ("lora", "--dtype bfloat16", "F32"),
+        ("lora", "--dtype bfloat16 --adapter-dtype bfloat16", "BF16"),
+    ],
+)
+def test_the_adapter_is_trained_in_the_precision_asked_for(method, flags, dtype, run):
+    file = (run(method, flags) / "adapter" / "adapter_model.safetensors").read_bytes()
+    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+    found = {entry["dtype"] for name, entry in header.items() if "lora_" in name}
+    assert found == {dtype}
+
+
 def test_frozen_parameters_stay(run, encoder):
     out = run("full", "--freeze", "_embeddings", "--freeze-layers", "1")
     before, after = load_file(encoder / "model.safetensors"), load_file(
@@ -78,6 +95,7 @@ def test_frozen_parameters_stay(run, encoder):
         ("--method full --quantize nf4", ("--quantize nf4", "--method qlora")),
         ("--method prefix --bias all", ("--bias", "--method prefix", "lora")),
         ("--method lora --freeze embed", ("--freeze", "full")),
+        ("--method full --adapter-dtype bfloat16", ("--adapter-dtype", "lora")),
         ("--method lora --ema 1", ("--ema 1",)),
         ("--method prompt --virtual-tokens 62", ("--virtual-tokens 62", "64 positions")),
     ],
