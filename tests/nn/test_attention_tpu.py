@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import fmjax
 from fmjax.models.llama.config import LlamaConfig
@@ -30,7 +31,12 @@ def devices() -> Iterator[list[jax.Device]]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     with open(os.path.join(tempfile.gettempdir(), "fmjax-libtpu.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        # The persistent cache can write such programs and not read them.
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
         yield topologies.get_topology_desc("v5e:2x4", platform="tpu").devices
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
 
 
 def compile_step(devices, layers=2, **execution):
