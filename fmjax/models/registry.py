@@ -29,6 +29,7 @@ _FAMILIES = {
     "qwen3": ("qwen", "QwenConfig", "Qwen"),
     "roberta": ("bert", "BertConfig", "Bert"),
     "vit": ("vit", "ViTConfig", "ViT"),
+    "vit_mae": ("vit_mae", "ViTMAEConfig", "ViTMAE"),
 }
 
 
