@@ -18,6 +18,8 @@ from fmjax.nn.param import abstract
 # model_type of a config.json → (module below fmjax.models, config class, model class).
 _FAMILIES = {
     "bert": ("bert", "BertConfig", "Bert"),
+    "dinov2": ("dinov2", "Dinov2Config", "Dinov2"),
+    "dinov2_with_registers": ("dinov2", "Dinov2Config", "Dinov2"),
     "falcon": ("falcon", "FalconConfig", "Falcon"),
     "gemma": ("gemma", "GemmaConfig", "Gemma"),
     "gemma2": ("gemma", "GemmaConfig", "Gemma"),

@@ -137,6 +137,10 @@ def compare_gradients(hf, model, params, inputs, loss, own=None, fixed=(), **opt
     theirs.backward()
     # Fixed positions have gradients in transformers, once they are read from files.
     expected = {n: p.grad.numpy() for n, p in hf.named_parameters() if n not in fixed}
+    for name in [name for name in expected if ".gate_proj." in name]:
+        up = expected.pop(name.replace(".gate_proj.", ".up_proj."))
+        fused = np.concatenate([expected.pop(name), up])
+        expected[name.replace(".gate_proj.", ".weights_in.")] = fused
     own = own or (lambda params, inputs: loss(model.apply({"params": params}, **inputs)))
     arrays = {k: jnp.asarray(v) for k, v in inputs.items()}
     value, grads = jax.jit(jax.value_and_grad(own), compiler_options=QUICK)(params, arrays)
@@ -166,7 +170,8 @@ def in_memory(hf):
         ("output.dense", "mlp.fc2"),
     ]
     if type(hf).__name__.startswith("Dinov2"):
-        names = names[2:6]
+        names = [pair for pair in names if pair[0].startswith("attention.")]
+        names.append(("mlp.weights_out.", "mlp.down_proj."))
 
     def rename(name):
         for old, new in names:
