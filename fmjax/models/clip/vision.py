@@ -13,11 +13,11 @@ from fmjax.models.clip.start import layers, normal
 from fmjax.models.towers import encode
 from fmjax.nn.conv import Conv
 from fmjax.nn.embed import Embed
+from fmjax.nn.grid_positions import patch_grid, resize_positions
 from fmjax.nn.learned import learned
 from fmjax.nn.masks import Mask
 from fmjax.nn.norms import LayerNorm
 from fmjax.nn.outputs import EncoderOutput
-from fmjax.nn.grid_positions import patch_grid, resize_positions
 
 
 class VisionTower(nn.Module):
