@@ -34,6 +34,7 @@ _FAMILIES = {
     "siglip": ("siglip", "SiglipConfig", "Siglip"),
     "siglip_text_model": ("siglip", "SiglipTextConfig", "SiglipText"),
     "siglip_vision_model": ("siglip", "SiglipVisionConfig", "SiglipVision"),
+    "vit": ("vit", "ViTConfig", "ViT"),
 }
 
 

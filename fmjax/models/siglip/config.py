@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from fmjax.models.config import require
 from fmjax.models.heads import Architectures, HeadedConfig
 from fmjax.models.nested import NestedConfig
-from fmjax.models.vision_config import check_heads, check_image
+from fmjax.models.vision import check_heads, check_square
 
 # Switches of older transformers, and of a head that SigLIP has not.
 _HARMLESS = frozenset({"gradient_checkpointing", "tie_word_embeddings"})
@@ -48,7 +48,7 @@ class SiglipTextConfig(HeadedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_heads(self)
+        check_heads(self.hidden_size, self.num_attention_heads)
         if self.projection_size is None:
             object.__setattr__(self, "projection_size", self.hidden_size)
 
@@ -92,8 +92,8 @@ class SiglipVisionConfig(HeadedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_heads(self)
-        check_image(self)
+        check_heads(self.hidden_size, self.num_attention_heads)
+        check_square(self)
 
     @property
     def num_patches(self) -> int:

@@ -12,18 +12,17 @@ import jax.numpy as jnp
 
 from fmjax.core.execution import Execution
 from fmjax.models.siglip.config import SiglipTextConfig, SiglipVisionConfig
-from fmjax.models.towers import Initializers, check_text, encode
-from fmjax.nn.conv import Conv
+from fmjax.models.towers import Initializers, check_text, encode, positions
+from fmjax.nn.attention_pool import AttentionPool
 from fmjax.nn.dense import Dense
 from fmjax.nn.embed import Embed
-from fmjax.nn.grid_positions import patch_grid, resize_positions
-from fmjax.nn.map_head import AttentionPool
 from fmjax.nn.masks import Mask
 from fmjax.nn.norms import LayerNorm
 from fmjax.nn.outputs import EncoderOutput
+from fmjax.nn.patches import PatchEmbeddings
 
 _xavier = nn.initializers.xavier_uniform()
-_LAYERS = Initializers(_xavier, _xavier, _xavier, _xavier)
+_LAYERS = Initializers(_xavier, _xavier, _xavier)
 
 
 def _table(rows: int, D: int, axis: str, ex: Execution, name: str) -> Embed:
@@ -74,22 +73,18 @@ class VisionTower(nn.Module):
     @nn.compact
     def __call__(self, pixel_values: jax.Array, collect: bool) -> EncoderOutput:
         cfg, ex = self.config, self.execution
-        grid = patch_grid(pixel_values, cfg.patch_size, cfg.num_channels)
-        B, D = pixel_values.shape[0], cfg.hidden_size
-        size = (cfg.patch_size, cfg.patch_size)
-        patches = Conv(
+        D, side = cfg.hidden_size, cfg.patch_size
+        embed = PatchEmbeddings(
             D,
-            size,
-            (None, "embed"),
-            stride=size,
-            padding="VALID",
+            (side, side),
+            cfg.num_channels,
+            kernel_init=nn.initializers.lecun_normal(),
             execution=ex,
             name="patch_embedding",
-        )(pixel_values)
-        side = cfg.image_size // cfg.patch_size
-        table = _table(side * side, D, "positions", ex, "position_embedding")
-        places = table(jnp.arange(side * side, dtype=jnp.int32)[None])[0]
-        x = patches.reshape(B, -1, D) + resize_positions(places, (side, side), grid)
+        )
+        patches, grid = embed(pixel_values)
+        table = _table(cfg.num_patches, D, "positions", ex, "position_embedding")
+        x = patches + positions(table, cfg, grid)
         x, states = encode(cfg, _LAYERS, ex, x, Mask(causal=False), collect)
         x = LayerNorm(cfg.layer_norm_eps, ex, final=True, name="post_layernorm")(x)
         if not cfg.vision_use_head:
@@ -99,6 +94,8 @@ class VisionTower(nn.Module):
             cfg.intermediate_size,
             cfg.hidden_act,
             cfg.layer_norm_eps,
+            kernel_init=_xavier,
+            fused=True,
             execution=ex,
             name="head",
         )

@@ -2,7 +2,8 @@
 
 from fmjax.convert import TRANSPOSE, Chain, Row, Split
 from fmjax.models.siglip.config import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
-from fmjax.models.tower_rows import CONV, TowerRows, linear, plain
+from fmjax.models.tower_rows import TowerRows, linear, plain
+from fmjax.models.vision_rows import OIHW
 
 
 def rows(config: SiglipConfig | SiglipTextConfig | SiglipVisionConfig) -> list[Row]:
@@ -36,8 +37,8 @@ def _text(alone: bool) -> list[Row]:
 def _vision(config: SiglipVisionConfig, alone: bool) -> list[Row]:
     tower = TowerRows("vision_model", alone)
     rows = [
-        tower.row("embeddings.patch_embedding.weight", "patch_embedding/kernel", CONV),
-        tower.row("embeddings.patch_embedding.bias", "patch_embedding/bias"),
+        tower.row("embeddings.patch_embedding.weight", "patch_embedding/projection/kernel", OIHW),
+        tower.row("embeddings.patch_embedding.bias", "patch_embedding/projection/bias"),
         tower.table("position_embedding"),
         *tower.layers(),
         *tower.norm("post_layernorm", "post_layernorm"),
@@ -48,15 +49,15 @@ def _vision(config: SiglipVisionConfig, alone: bool) -> list[Row]:
     attention = "head.attention"
     return [
         *rows,
-        tower.row("head.probe", "head/probe"),
+        tower.row("head.probe", "head/probe/token"),
         tower.row(
             f"{attention}.in_proj_weight",
             "head/in_proj/weight",
             Chain((TRANSPOSE, Split(1, parts))),
         ),
         tower.row(f"{attention}.in_proj_bias", "head/in_proj/bias", Split(0, parts)),
-        *tower.dense(f"{attention}.out_proj", "head/out_proj"),
-        *tower.norm("head.layernorm", "head/layernorm"),
+        *tower.dense(f"{attention}.out_proj", "head/o_proj"),
+        *tower.norm("head.layernorm", "head/norm"),
         *tower.dense("head.mlp.fc1", "head/mlp/fc1"),
         *tower.dense("head.mlp.fc2", "head/mlp/fc2"),
     ]
