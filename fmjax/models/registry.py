@@ -28,6 +28,7 @@ _FAMILIES = {
     "qwen2": ("qwen", "QwenConfig", "Qwen"),
     "qwen3": ("qwen", "QwenConfig", "Qwen"),
     "roberta": ("bert", "BertConfig", "Bert"),
+    "vit": ("vit", "ViTConfig", "ViT"),
 }
 
 

@@ -104,3 +104,32 @@ class QuestionAnsweringOutput:
     last_hidden_state: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     router_logits: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class ImageClassifierOutput:
+    """One answer an image: logits f32 [B, N]."""
+
+    logits: jax.Array
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class MaskedAutoencoderOutput:
+    """Of a masked autoencoder. Shapes besides: P patches, p the patch's side, C channels.
+
+    Attributes:
+      logits: f32 [B, P, p · p · C], pixels of every patch, row by row, channels last.
+      mask: f32 [B, P], 1 where a patch was hidden from the encoder.
+      ids_restore: i32 [B, P], the place of each patch in the shuffled order whose first ones are
+        kept.
+      last_hidden_state: [B, 1 + kept, D] of the encoder, after the final norm.
+      hidden_states: on request, of the encoder: the embeddings, then each layer's output.
+    """
+
+    logits: jax.Array
+    mask: jax.Array
+    ids_restore: jax.Array
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
