@@ -18,6 +18,9 @@ from fmjax.nn.param import abstract
 # model_type of a config.json → (module below fmjax.models, config class, model class).
 _FAMILIES = {
     "bert": ("bert", "BertConfig", "Bert"),
+    "clip": ("clip", "CLIPConfig", "CLIP"),
+    "clip_text_model": ("clip", "CLIPTextConfig", "CLIPText"),
+    "clip_vision_model": ("clip", "CLIPVisionConfig", "CLIPVision"),
     "dinov2": ("dinov2", "Dinov2Config", "Dinov2"),
     "dinov2_with_registers": ("dinov2", "Dinov2Config", "Dinov2"),
     "falcon": ("falcon", "FalconConfig", "Falcon"),
@@ -30,6 +33,9 @@ _FAMILIES = {
     "qwen2": ("qwen", "QwenConfig", "Qwen"),
     "qwen3": ("qwen", "QwenConfig", "Qwen"),
     "roberta": ("bert", "BertConfig", "Bert"),
+    "siglip": ("siglip", "SiglipConfig", "Siglip"),
+    "siglip_text_model": ("siglip", "SiglipTextConfig", "SiglipText"),
+    "siglip_vision_model": ("siglip", "SiglipVisionConfig", "SiglipVision"),
     "vit": ("vit", "ViTConfig", "ViT"),
     "vit_mae": ("vit_mae", "ViTMAEConfig", "ViTMAE"),
 }
