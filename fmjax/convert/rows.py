@@ -51,6 +51,7 @@ class Row:
         Files may hold it and must then repeat the other bit for bit; it is never written.
       aliases: a tensor's name → other names that files may hold it under; never written.
       fused: where files of another layout hold the tensor; read, never written.
+      integer: the file has an i64 where the parameter is a float (a count of batches).
     """
 
     hf: str
@@ -59,6 +60,7 @@ class Row:
     copy: bool = False
     aliases: Callable[[str], Sequence[str]] | None = None
     fused: Fused | None = None
+    integer: bool = False
 
 
 @dataclass(frozen=True)

@@ -104,3 +104,12 @@ class QuestionAnsweringOutput:
     last_hidden_state: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     router_logits: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class ImageClassifierOutput:
+    """One answer an image: logits f32 [B, N]."""
+
+    logits: jax.Array
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
