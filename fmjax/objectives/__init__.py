@@ -1,5 +1,6 @@
 """Objectives: pure functions from a model's outputs to sums that the step normalises."""
 
+from fmjax.objectives.batch_statistics import BatchStatistics, with_batch_statistics
 from fmjax.objectives.causal_lm import CausalLM, next_token_targets
 from fmjax.objectives.classification import SequenceClassification
 from fmjax.objectives.contrastive import ContrastiveImageText, clip_loss
@@ -20,6 +21,7 @@ from fmjax.objectives.spans import QuestionAnswering
 from fmjax.objectives.token_classification import TokenClassification
 
 __all__ = [
+    "BatchStatistics",
     "CausalLM",
     "ContrastiveImageText",
     "DPO",
@@ -41,4 +43,5 @@ __all__ = [
     "nt_xent_loss",
     "router_z_loss",
     "siglip_loss",
+    "with_batch_statistics",
 ]

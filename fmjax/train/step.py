@@ -36,8 +36,8 @@ class Objective(Protocol):
 
     An objective may also have `summarize(means) → means`, applied to the means of an evaluation;
     `unit`, "tokens" unless it says "examples": what the speed of a run is measured in;
-    `project(trained) → trained`, applied to the trained variables after each update, such as a
-    bound on one of them; and, if it does not decompose, `embed` and `compare`, see
+    `project(trained, extra) → trained`, applied to the trained variables after each update, such
+    as a bound on one of them; and, if it does not decompose, `embed` and `compare`, see
     `fmjax.train.gradient_cache`.
     """
 
@@ -251,7 +251,7 @@ class Step:
             updates, new_opt_state = update(grads, opt_state, trained)
             new = optax.apply_updates(trained, updates)
             if hasattr(self.objective, "project"):
-                new = self.objective.project(new)
+                new = self.objective.project(new, new_extra)
             return new, new_opt_state, new_extra
 
         # A branch, not a select: it updates in place on every backend, where selecting per leaf
