@@ -1,9 +1,11 @@
 """Objectives: pure functions from a model's outputs to sums that the step normalises."""
 
+from fmjax.objectives.augmented import Augmented
 from fmjax.objectives.causal_lm import CausalLM, next_token_targets
 from fmjax.objectives.classification import SequenceClassification
 from fmjax.objectives.contrastive import ContrastiveImageText, clip_loss
 from fmjax.objectives.embedding import SentenceEmbedding
+from fmjax.objectives.image_classification import ImageClassification
 from fmjax.objectives.masked_lm import MaskedLM
 from fmjax.objectives.preference import DPO, log_probabilities
 from fmjax.objectives.pretraining import Pretraining
@@ -19,9 +21,11 @@ from fmjax.objectives.spans import QuestionAnswering
 from fmjax.objectives.token_classification import TokenClassification
 
 __all__ = [
+    "Augmented",
     "CausalLM",
     "ContrastiveImageText",
     "DPO",
+    "ImageClassification",
     "MaskedLM",
     "Pretraining",
     "QuestionAnswering",
