@@ -19,6 +19,7 @@ _HOME = {
     "image_eval_batches": "batches",
     "image_text_batches": "batches",
     "image_text_eval_batches": "batches",
+    "ImageProcessor": "processor",
     "ImageBatches": "iterate",
     "ImageEvalBatches": "iterate",
 }
