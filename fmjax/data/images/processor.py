@@ -6,7 +6,6 @@ NHWC: decode, resize, crop, rescale, normalise.
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,17 +15,8 @@ import numpy as np
 from PIL import Image
 
 from fmjax.core.errors import ConfigError, DataError
+from fmjax.data.images import processor_files as files
 from fmjax.data.images.decode import MAX_PIXELS, Picture, decode_image
-
-FILE = "preprocessor_config.json"
-_COMBINED = "processor_config.json"  # where transformers 5 puts it beside a tokenizer's settings
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
-
-Size = tuple[int, int] | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +38,13 @@ class ImageProcessor:
     """
 
     kind: str = "ViT"
-    size: Size | None = (224, 224)
-    resample: int = BILINEAR
+    size: files.Size | None = (224, 224)
+    resample: int = files.BILINEAR
     crop_size: tuple[int, int] | None = None
     crop_pct: float | None = None
     rescale_factor: float | None = 1 / 255
-    image_mean: tuple[float, ...] | None = HALVES[0]
-    image_std: tuple[float, ...] | None = HALVES[1]
+    image_mean: tuple[float, ...] | None = files.HALVES[0]
+    image_std: tuple[float, ...] | None = files.HALVES[1]
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(
@@ -131,12 +121,12 @@ class ImageProcessor:
         Raises:
           ConfigError: a family without pictures.
         """
-        if model_type not in _FAMILIES:
+        if model_type not in files.FAMILIES:
             raise ConfigError(
                 f'no image processor for model_type "{model_type}"; there are those of '
-                f"{', '.join(_FAMILIES)}"
+                f"{', '.join(files.FAMILIES)}"
             )
-        made = _FAMILIES[model_type]
+        made = cls(**files.FAMILIES[model_type])
         if image_size is None:
             return made
         if made.crop_size is not None:
@@ -153,90 +143,29 @@ class ImageProcessor:
         Raises:
           ConfigError: neither is there, or one that asks for what fmjax does not do.
         """
-        directory = Path(directory)
-        combined, file = directory / _COMBINED, directory / FILE
-        if combined.is_file() and (content := _read(combined).get("image_processor")):
-            return cls.from_hf(content, str(combined))
-        if file.is_file():
-            return cls.from_hf(_read(file), str(file))
-        raise ConfigError(
-            f"{directory} has no {FILE}; copy it from the checkpoint, or make a processor with "
-            "ImageProcessor.for_model"
-        )
+        found = files.read(Path(directory))
+        if found is None:
+            raise ConfigError(
+                f"{directory} has no {files.FILE}; copy it from the checkpoint, or make a "
+                "processor with ImageProcessor.for_model"
+            )
+        content, file = found
+        return cls.from_hf(content, str(file))
 
     @classmethod
-    def from_hf(cls, content: Mapping[str, Any], where: str = FILE) -> "ImageProcessor":
+    def from_hf(cls, content: Mapping[str, Any], where: str = files.FILE) -> "ImageProcessor":
         """From the fields of preprocessor_config.json; `to_hf` is the inverse.
 
         Raises:
           ConfigError: an unknown processor, or a field that changes the pictures and is not
             understood.
         """
-        rest = dict(content)
-        name = rest.pop("image_processor_type", rest.pop("feature_extractor_type", None))
-        rest.pop("feature_extractor_type", None)
-        kind = _kind(name)
-        if kind not in _DEFAULTS:
-            raise ConfigError(
-                f'{where}: image_processor_type "{name}" is not understood; there are '
-                f"{', '.join(f'{k}ImageProcessor' for k in _DEFAULTS)}"
-            )
-        for field in ("do_pad", "do_reduce_labels", "do_flip_channel_order", "do_thumbnail"):
-            if rest.get(field):
-                raise ConfigError(f"{where}: {field} is not supported; set it to false")
-        default = _DEFAULTS[kind]
-        get = functools.partial(_pop, rest)
-        try:
-            size = _size(get("size", default.size), square=kind in ("ViT", "DeiT"))
-            crop = _size(get("crop_size", default.crop_size or size), square=True)
-            fields = {
-                "size": size if get("do_resize", True) else None,
-                "resample": int(get("resample", default.resample)),
-                "crop_size": crop if get("do_center_crop", default.crop_size is not None) else None,
-                "crop_pct": get("crop_pct", default.crop_pct),
-                "rescale_factor": float(get("rescale_factor", 1 / 255)),
-                "image_mean": tuple(map(float, get("image_mean", default.image_mean))),
-                "image_std": tuple(map(float, get("image_std", default.image_std))),
-            }
-            if fields["crop_size"] is not None and isinstance(crop, int):
-                raise ValueError(f"crop_size {crop}")
-            if kind == "ConvNext" and not isinstance(size, int):
-                raise ValueError(f"size {size}, not a shortest_edge")
-            if len(fields["image_mean"]) != 3 or len(fields["image_std"]) != 3:
-                raise ValueError("image_mean and image_std must have three numbers")
-            Image.Resampling(fields["resample"])
-        except (KeyError, TypeError, ValueError) as e:
-            raise ConfigError(f"{where}: {e}; repair the file") from e
-        if not get("do_rescale", True):
-            fields["rescale_factor"] = None
-        if not get("do_normalize", True):
-            fields["image_mean"] = fields["image_std"] = None
-        return cls(kind=kind, extra=rest, **fields)
+        return cls(**files.from_hf(content, where))
 
     def to_hf(self) -> dict[str, Any]:
         """The fields of preprocessor_config.json."""
-        content = dict(self.extra)
-        content["image_processor_type"] = f"{self.kind}ImageProcessor"
-        content |= {
-            "do_resize": self.size is not None,
-            "resample": self.resample,
-            "do_center_crop": self.crop_size is not None,
-            "do_rescale": self.rescale_factor is not None,
-            "do_normalize": self.image_mean is not None,
-        }
-        if self.size is not None:
-            content["size"] = {"shortest_edge": self.size} if isinstance(self.size, int) else (
-                dict(zip(("height", "width"), self.size, strict=True))
-            )  # fmt: skip
-        if self.crop_size is not None:
-            content["crop_size"] = dict(zip(("height", "width"), self.crop_size, strict=True))
-        if self.crop_pct is not None:
-            content["crop_pct"] = self.crop_pct
-        if self.rescale_factor is not None:
-            content["rescale_factor"] = self.rescale_factor
-        if self.image_mean is not None:
-            content |= {"image_mean": [*self.image_mean], "image_std": [*self.image_std]}
-        return content
+        names = [field.name for field in dataclasses.fields(self)]
+        return files.to_hf({name: getattr(self, name) for name in names})
 
     def save(self, directory: str | Path) -> None:
         """Writes preprocessor_config.json, which transformers' AutoImageProcessor reads.
@@ -244,72 +173,7 @@ class ImageProcessor:
         Raises:
           ConfigError: the directory cannot be written.
         """
-        directory = Path(directory)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            _write(directory / FILE, self.to_hf())
-            combined = directory / _COMBINED
-            # There transformers would look first.
-            if combined.is_file() and "image_processor" in (content := _read(combined)):
-                _write(combined, content | {"image_processor": self.to_hf()})
-        except OSError as e:
-            raise ConfigError(
-                f"{directory} cannot be written ({e.strerror}); choose another directory"
-            ) from e
-
-
-def _processor(kind: str, side: int, resample: int, stats: tuple, **fields: Any) -> ImageProcessor:
-    size: Size = side if kind in ("CLIP", "Bit", "ConvNext") else (side, side)
-    return ImageProcessor(kind, size, resample, image_mean=stats[0], image_std=stats[1], **fields)
-
-
-_SQUARE = (224, 224)
-# What transformers' classes take where the file says nothing.
-_DEFAULTS = {
-    "ViT": _processor("ViT", 224, BILINEAR, HALVES),
-    "CLIP": _processor("CLIP", 224, BICUBIC, CLIP, crop_size=_SQUARE),
-    "Siglip": _processor("Siglip", 224, BICUBIC, HALVES),
-    "Bit": _processor("Bit", 224, BICUBIC, CLIP, crop_size=_SQUARE),
-    "DeiT": _processor("DeiT", 256, BICUBIC, HALVES, crop_size=_SQUARE),
-    "ConvNext": _processor("ConvNext", 384, BICUBIC, HALVES, crop_pct=224 / 256),
-}
-# What published checkpoints have.
-_DINO = _processor("Bit", 256, BICUBIC, IMAGENET, crop_size=_SQUARE)
-_FAMILIES = {
-    "vit": _DEFAULTS["ViT"],
-    "vit_mae": _processor("ViT", 224, BICUBIC, IMAGENET),
-    "dinov2": _DINO,
-    "dinov2_with_registers": _DINO,
-    "resnet": _processor("ConvNext", 224, BICUBIC, IMAGENET, crop_pct=0.875),
-    "clip": _DEFAULTS["CLIP"],
-    "clip_vision_model": _DEFAULTS["CLIP"],
-    "siglip": _DEFAULTS["Siglip"],
-    "siglip_vision_model": _DEFAULTS["Siglip"],
-}
-
-
-def _kind(name: Any) -> str:
-    name = str(name).removesuffix("Pil").removesuffix("Fast")
-    return name.removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
-
-
-def _pop(rest: dict[str, Any], field: str, default: Any) -> Any:
-    value = rest.pop(field, None)
-    return default if value is None else value
-
-
-def _size(size: Any, square: bool) -> Size:
-    """Old files have a number, for a square or a shorter side, by the processor's class."""
-    if isinstance(size, (list, tuple)):
-        size = dict(zip(("height", "width"), size, strict=True))
-    if isinstance(size, Mapping):
-        known = {k: int(v) for k, v in size.items() if v is not None}
-        if known.keys() == {"height", "width"}:
-            return known["height"], known["width"]
-        if known.keys() == {"shortest_edge"}:
-            return known["shortest_edge"]
-        raise ValueError(f"a size with {', '.join(known) or 'nothing'}")
-    return (int(size), int(size)) if square else int(size)
+        files.write(Path(directory), self.to_hf())
 
 
 def _by_shorter(picture: np.ndarray, side: int) -> tuple[int, int]:
@@ -334,17 +198,3 @@ def _center_crop(picture: np.ndarray, height: int, width: int) -> np.ndarray:
         for have, want, pad in zip(picture.shape, (height, width), pads, strict=False)
     )
     return canvas[top : top + height, left : left + width]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"{file}: not JSON ({e}); copy the file again") from e
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: not a JSON object; copy the file again")
-    return content
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
