@@ -63,6 +63,7 @@ class Step:
     def __post_init__(self) -> None:
         self._updates: dict[Any, Callable[..., Any]] = {}
         self._evaluate = jax.jit(self._sums)
+        self._checked: set[int] = set()
 
     @property
     def unit(self) -> str:
@@ -151,7 +152,8 @@ class Step:
     # The step itself.
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One update. Consumes (donates) the trained arrays, optimizer state and extra of `state`.
+        """One update. Consumes (donates) the trained arrays, optimizer state and extra of `state`;
+        the first one warns where it does not, see `fmjax.train.donation`.
 
         Returns:
           The next state, and f32 scalars left on the device: loss, grad_norm (before clipping),
@@ -159,6 +161,10 @@ class Step:
           schedule is known, skipped (updates so far that were not finite), and the objective's own.
         """
         update, arguments, frozen = self._prepare(state, batch)
+        if id(update) not in self._checked:
+            # The call below takes the program that is compiled here: nothing is compiled twice.
+            check_donation(update.lower(*arguments).compile(), arguments[0])
+            self._checked.add(id(update))
         (trained, opt_state, extra), (step, skipped), metrics = update(*arguments)
         return TrainState(
             step, tree.combine(trained, frozen), opt_state, extra, state.rng, skipped
