@@ -298,8 +298,11 @@ def _open(
 def _build(
     directory: Path, raw: Mapping[str, Any], override: Mapping[str, Any] | None, **execution: Any
 ) -> nn.Module:
-    if "head" in (override or {}):
+    override = dict(override or {})
+    if "head" in override:
         raw = {k: v for k, v in raw.items() if k != "architectures"}
+    if "model_type" in override:  # an autoencoder's encoder as the model that it is
+        raw = {**raw, "model_type": override.pop("model_type")}
     try:
         config = get_family(raw["model_type"]).config.from_hf(raw)
     except ConfigError as e:

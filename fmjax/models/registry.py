@@ -35,6 +35,7 @@ _FAMILIES = {
     "siglip_text_model": ("siglip", "SiglipTextConfig", "SiglipText"),
     "siglip_vision_model": ("siglip", "SiglipVisionConfig", "SiglipVision"),
     "vit": ("vit", "ViTConfig", "ViT"),
+    "vit_mae": ("vit_mae", "ViTMAEConfig", "ViTMAE"),
 }
 
 

@@ -3,6 +3,7 @@
 from fmjax.objectives.causal_lm import CausalLM, next_token_targets
 from fmjax.objectives.classification import SequenceClassification
 from fmjax.objectives.embedding import SentenceEmbedding
+from fmjax.objectives.mae import MaskedAutoencoding
 from fmjax.objectives.masked_lm import MaskedLM
 from fmjax.objectives.preference import DPO, log_probabilities
 from fmjax.objectives.pretraining import Pretraining
@@ -18,6 +19,7 @@ from fmjax.objectives.token_classification import TokenClassification
 __all__ = [
     "CausalLM",
     "DPO",
+    "MaskedAutoencoding",
     "MaskedLM",
     "Pretraining",
     "QuestionAnswering",
