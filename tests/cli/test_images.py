@@ -15,7 +15,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 import fmjax
 from fmjax.cli.main import main
-from fmjax.data.images.processor import ImageProcessor
+from fmjax.data.images import ImageProcessor
 from fmjax.evals.zero_shot import TEMPLATES
 from fmjax.models.vit.config import ViTConfig
 

@@ -20,7 +20,7 @@ from fmjax.core import logical
 from fmjax.core.errors import ConfigError
 from fmjax.data import Tokenizer, check_fits, load_tokenizer
 from fmjax.data.encoding import encode_batch
-from fmjax.data.images.processor import ImageProcessor
+from fmjax.data.images import ImageProcessor
 from fmjax.evals import collect
 from fmjax.hub import read_config
 from fmjax.models.registry import get_family
