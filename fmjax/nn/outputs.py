@@ -109,7 +109,6 @@ class QuestionAnsweringOutput:
 @flax.struct.dataclass
 class ImageClassifierOutput:
     """One answer an image: logits f32 [B, N]; last_hidden_state of the patches and other tokens."""
-    """One answer an image: logits f32 [B, N]."""
 
     logits: jax.Array
     last_hidden_state: jax.Array
