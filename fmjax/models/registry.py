@@ -18,6 +18,9 @@ from fmjax.nn.param import abstract
 # model_type of a config.json → (module below fmjax.models, config class, model class).
 _FAMILIES = {
     "bert": ("bert", "BertConfig", "Bert"),
+    "clip": ("clip", "CLIPConfig", "CLIP"),
+    "clip_text_model": ("clip", "CLIPTextConfig", "CLIPText"),
+    "clip_vision_model": ("clip", "CLIPVisionConfig", "CLIPVision"),
     "falcon": ("falcon", "FalconConfig", "Falcon"),
     "gemma": ("gemma", "GemmaConfig", "Gemma"),
     "gemma2": ("gemma", "GemmaConfig", "Gemma"),
@@ -29,6 +32,10 @@ _FAMILIES = {
     "qwen3": ("qwen", "QwenConfig", "Qwen"),
     "resnet": ("resnet", "ResNetConfig", "ResNet"),
     "roberta": ("bert", "BertConfig", "Bert"),
+    "siglip": ("siglip", "SiglipConfig", "Siglip"),
+    "siglip_text_model": ("siglip", "SiglipTextConfig", "SiglipText"),
+    "siglip_vision_model": ("siglip", "SiglipVisionConfig", "SiglipVision"),
+    "vit": ("vit", "ViTConfig", "ViT"),
 }
 
 
