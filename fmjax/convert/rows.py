@@ -54,6 +54,9 @@ class Row:
       module: name of the module that holds the tensor in transformers' memory, and so in adapters,
         where that is another than the file's (transformers 5 renames on reading and writing).
       integer: the file has an i64 where the parameter is a float (a count of batches).
+      integer: the file has an i64 where the parameter is a float (a count of batches).
+      module: name of the module that holds the tensor in transformers' memory, and so in adapters,
+        where that is another than the file's (transformers 5 renames on reading and writing).
     """
 
     hf: str
@@ -64,6 +67,8 @@ class Row:
     fused: Fused | None = None
     module: str | None = None
     integer: bool = False
+    integer: bool = False
+    module: str | None = None
 
 
 @dataclass(frozen=True)
