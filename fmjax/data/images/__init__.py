@@ -16,6 +16,8 @@ _HOME = {
     "digits": "real",
     "photographs": "real",
     "openmoji": "openmoji_tfds",
+    "TableImages": "tables",
+    "TarImages": "tar",
     "TfdsImages": "tfds_images",
     "image_batches": "batches",
     "image_eval_batches": "batches",
