@@ -207,6 +207,10 @@ def test_retrieve(clip, pictures, names, reference, tmp_path, capsys):
     before = index.stat().st_mtime_ns
     run(*arguments, "--text", "blue")
     assert "index: 5 kept" in capsys.readouterr().err and index.stat().st_mtime_ns == before
+    # Without a name the index is a hidden file of the folder.
+    run(*arguments[:5], "--batch-size", 8, "--text", "blue")
+    (hidden,) = pictures.glob(".fmjax-index-*.npz")
+    hidden.unlink()
 
 
 def test_errors(clip, vit, pictures, names, model_dir, tmp_path, fails):
@@ -220,7 +224,10 @@ def test_errors(clip, vit, pictures, names, model_dir, tmp_path, fails):
     fails(["retrieve", "--model", clip, "--images", "no", "--text", "a"], "no: no such folder")
     fails(["retrieve", "--model", clip, "--images", tmp_path / "empty", "--text", "a"], "no image")
     fails(["retrieve", "--model", vit, "--images", pictures, "--text", "a"], "does not read texts")
-    fails([*find, "--image", broken, "--index", tmp_path / "i"], f"--image {broken}: not an image")
+    fails([*find, "--image", broken], f"--image {broken}: not an image")
+    place = tmp_path / "x" / "i"
+    (tmp_path / "x").write_text("a file")
+    fails([*find, "--text", "a", "--index", place], f"index {place} cannot be written", "--index")
     label = ["classify", "--images", pictures, "--model"]
     fails([*label, clip, "--labels", "one"], "give at least two")
     fails([*label, clip, "--labels", "a", "a"], "must be different")
