@@ -51,6 +51,8 @@ class Row:
         Files may hold it and must then repeat the other bit for bit; it is never written.
       aliases: a tensor's name → other names that files may hold it under; never written.
       fused: where files of another layout hold the tensor; read, never written.
+      module: name of the module that holds the tensor in transformers' memory, and so in adapters,
+        where that is another than the file's (transformers 5 renames on reading and writing).
     """
 
     hf: str
@@ -59,6 +61,7 @@ class Row:
     copy: bool = False
     aliases: Callable[[str], Sequence[str]] | None = None
     fused: Fused | None = None
+    module: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,14 @@ class Target:
     def file_shape(self) -> tuple[int, ...]:
         """Shape of each of the file tensors."""
         return self.row.transform.file_shape(self.shape[len(self.lead) :])
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules that hold the tensors, one for each key."""
+        if self.row.module is None:
+            return tuple(key.rpartition(".")[0] for key in self.keys)
+        numbers = (self.layer_of(i) for i in range(len(self.keys)))
+        return tuple(self.row.module.replace(LAYER, str(n)) for n in numbers)
 
     def index(self, i: int) -> tuple[int, ...]:
         """Where on the leading axes key number i stands."""

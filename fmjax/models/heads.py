@@ -26,6 +26,7 @@ _CLASSES: Architectures = {
     "sequence-classification": "{}ForSequenceClassification",
     "token-classification": "{}ForTokenClassification",
     "question-answering": "{}ForQuestionAnswering",
+    "image-classification": "{}ForImageClassification",
 }
 
 DECODER_HEADS = (

@@ -18,6 +18,9 @@ from fmjax.nn.param import abstract
 # model_type of a config.json → (module below fmjax.models, config class, model class).
 _FAMILIES = {
     "bert": ("bert", "BertConfig", "Bert"),
+    "clip": ("clip", "CLIPConfig", "CLIP"),
+    "clip_text_model": ("clip", "CLIPTextConfig", "CLIPText"),
+    "clip_vision_model": ("clip", "CLIPVisionConfig", "CLIPVision"),
     "falcon": ("falcon", "FalconConfig", "Falcon"),
     "gemma": ("gemma", "GemmaConfig", "Gemma"),
     "gemma2": ("gemma", "GemmaConfig", "Gemma"),
@@ -28,6 +31,7 @@ _FAMILIES = {
     "qwen2": ("qwen", "QwenConfig", "Qwen"),
     "qwen3": ("qwen", "QwenConfig", "Qwen"),
     "roberta": ("bert", "BertConfig", "Bert"),
+    "vit": ("vit", "ViTConfig", "ViT"),
 }
 
 

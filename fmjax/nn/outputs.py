@@ -104,3 +104,60 @@ class QuestionAnsweringOutput:
     last_hidden_state: jax.Array
     hidden_states: tuple[jax.Array, ...] | None = None
     router_logits: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class ImageClassifierOutput:
+    """One answer an image: logits f32 [B, N]; last_hidden_state of the patches and other tokens."""
+
+    logits: jax.Array
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class MaskedAutoencoderOutput:
+    """Of a masked autoencoder. Shapes besides: P patches, p the patch's side, C channels.
+
+    Attributes:
+      logits: f32 [B, P, p · p · C], pixels of every patch, row by row, channels last.
+      mask: f32 [B, P], 1 where a patch was hidden from the encoder.
+      ids_restore: i32 [B, P], the place of each patch in the shuffled order whose first ones are
+        kept.
+      last_hidden_state: [B, 1 + kept, D] of the encoder, after the final norm.
+      hidden_states: on request, of the encoder: the embeddings, then each layer's output.
+    """
+
+    logits: jax.Array
+    mask: jax.Array
+    ids_restore: jax.Array
+    last_hidden_state: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None = None
+
+
+@flax.struct.dataclass
+class ContrastiveOutput:
+    """Of a model of images and texts; what belongs to an input that was not given is None.
+
+    Shapes: I images, J texts, P size of the common space.
+
+    Attributes:
+      logits_per_image: f32 [I, J], exp(logit_scale) · image_embeds text_embedsᵀ + logit_bias.
+      logits_per_text: f32 [J, I], their transpose.
+      image_embeds, text_embeds: f32 [I, P] and [J, P], of length 1.
+      image_features, text_features: the same before they are brought to that length.
+      logit_scale: f32 [], the parameter itself: the logarithm of the factor.
+      logit_bias: f32 [], or None in models without one.
+      vision_model_output, text_model_output: what the encoders gave, `EncoderOutput`.
+    """
+
+    logits_per_image: jax.Array | None = None
+    logits_per_text: jax.Array | None = None
+    image_embeds: jax.Array | None = None
+    text_embeds: jax.Array | None = None
+    image_features: jax.Array | None = None
+    text_features: jax.Array | None = None
+    logit_scale: jax.Array | None = None
+    logit_bias: jax.Array | None = None
+    vision_model_output: EncoderOutput | None = None
+    text_model_output: EncoderOutput | None = None

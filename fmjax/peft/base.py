@@ -137,7 +137,7 @@ class Base:
         tied: dict[str, str] = {}
         names: set[str] = set()
         for target in targets(rows, flat):
-            modules = tuple(key.rpartition(".")[0] for key in target.keys)
+            modules = target.modules
             path, _, leaf = target.path.rpartition("/")
             if target.row.copy:
                 if leaf == "embedding":

@@ -14,8 +14,11 @@ from fmjax.train.rates import scale_leaves
 STACK = "layers|h"
 """Names of the stack of layers, as a regex."""
 
-BELOW: Sequence[str] = (r"(^|/)(wte|wpe|embed_tokens|\w+_embeddings|embeddings_norm)/",)
-"""Paths of what lies below the first layer: the tables, and the norm over their sum."""
+BELOW: Sequence[str] = (
+    r"(^|/)(wte|wpe|embed_tokens|\w+_embeddings|embeddings_norm)/",
+    r"(^|/)(cls|mask|register)_tokens?/",
+)
+"""Paths of what lies below the first layer: tables, patches, tokens, the norm over their sum."""
 
 
 def layerwise_decay(

@@ -1,0 +1,1 @@
+"""Vision transformers (ViT, DeiT and DINO without distillation token)."""
