@@ -2,6 +2,7 @@
 
 from fmjax.objectives.causal_lm import CausalLM, next_token_targets
 from fmjax.objectives.classification import SequenceClassification
+from fmjax.objectives.contrastive import ContrastiveImageText, clip_loss
 from fmjax.objectives.embedding import SentenceEmbedding
 from fmjax.objectives.masked_lm import MaskedLM
 from fmjax.objectives.preference import DPO, log_probabilities
@@ -12,22 +13,30 @@ from fmjax.objectives.router import (
     router_statistics,
     router_z_loss,
 )
+from fmjax.objectives.sigmoid import SigmoidImageText, siglip_loss
+from fmjax.objectives.simclr import SimCLR, nt_xent_loss
 from fmjax.objectives.spans import QuestionAnswering
 from fmjax.objectives.token_classification import TokenClassification
 
 __all__ = [
     "CausalLM",
+    "ContrastiveImageText",
     "DPO",
     "MaskedLM",
     "Pretraining",
     "QuestionAnswering",
     "SentenceEmbedding",
     "SequenceClassification",
+    "SigmoidImageText",
+    "SimCLR",
     "TokenClassification",
+    "clip_loss",
     "expert_shares",
     "load_balancing_loss",
     "log_probabilities",
     "next_token_targets",
     "router_statistics",
+    "nt_xent_loss",
     "router_z_loss",
+    "siglip_loss",
 ]
