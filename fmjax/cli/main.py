@@ -28,6 +28,8 @@ COMMANDS = {
     "eval": "fmjax.cli.evaluate:Evaluate",
     "predict": "fmjax.recipes:Predict",
     "embed": "fmjax.recipes:Embed",
+    "classify": "fmjax.recipes:Classify",
+    "retrieve": "fmjax.recipes:Retrieve",
     "generate": "fmjax.cli.generate:Generate",
     "merge": "fmjax.cli.merge:Merge",
     "extract": "fmjax.cli.extract:Extract",
@@ -44,6 +46,7 @@ VARIANTS = {
     ("finetune", "--task dpo"): "fmjax.recipes:FinetuneDpo",
     ("finetune", "--task"): "fmjax.recipes:FinetuneTask",
     ("eval", "--test"): "fmjax.recipes:EvaluateTask",
+    ("embed", "--images"): "fmjax.recipes:EmbedImages",
 }
 
 

@@ -22,9 +22,11 @@ from fmjax.evals.few_shot import few_shot, ridge
 from fmjax.evals.figure import Figure, mean_figure
 from fmjax.evals.logistic import LinearClassifier, fit_logistic
 from fmjax.evals.neighbours import Neighbours, knn, knn_votes, nearest
+from fmjax.evals.patch_pca import PatchPca, patch_pca, principal_components
 from fmjax.evals.perplexity import Perplexity, perplexity
 from fmjax.evals.probe import Probe, linear_probe, sgd_probe
 from fmjax.evals.questions import best_null_threshold, question_metrics, question_scores
+from fmjax.evals.reconstruction import Reconstruction, as_images, reconstruction
 from fmjax.evals.retrieval import Retrieval, retrieval
 from fmjax.evals.sgd import fit_sgd
 from fmjax.evals.tagging import tagging_metrics
@@ -34,10 +36,13 @@ __all__ = [
     "Figure",
     "LinearClassifier",
     "Neighbours",
+    "PatchPca",
     "Perplexity",
     "Probe",
+    "Reconstruction",
     "Retrieval",
     "TEMPLATES",
+    "as_images",
     "best_null_threshold",
     "class_embeddings",
     "classification_intervals",
@@ -55,10 +60,13 @@ __all__ = [
     "mean_interval",
     "multi_label_metrics",
     "nearest",
+    "patch_pca",
     "perplexity",
     "positive_ranks",
+    "principal_components",
     "question_metrics",
     "question_scores",
+    "reconstruction",
     "regression_metrics",
     "retrieval",
     "retrieval_metrics",

@@ -31,6 +31,9 @@ _FAMILIES = {
     "qwen2": ("qwen", "QwenConfig", "Qwen"),
     "qwen3": ("qwen", "QwenConfig", "Qwen"),
     "roberta": ("bert", "BertConfig", "Bert"),
+    "siglip": ("siglip", "SiglipConfig", "Siglip"),
+    "siglip_text_model": ("siglip", "SiglipTextConfig", "SiglipText"),
+    "siglip_vision_model": ("siglip", "SiglipVisionConfig", "SiglipVision"),
     "vit": ("vit", "ViTConfig", "ViT"),
 }
 

@@ -2,10 +2,7 @@
 
 from collections.abc import Sequence
 
-from fmjax.convert import IDENTITY, TRANSPOSE, Permute, Row, Transform
-
-# The file's kernels lie [out, in, height, width].
-CONV = Permute((2, 3, 1, 0))
+from fmjax.convert import IDENTITY, TRANSPOSE, Row, Transform
 
 
 class TowerRows:
@@ -52,11 +49,13 @@ class TowerRows:
     def layers(self) -> list[Row]:
         """All layers."""
         hf, path = "encoder.layers.{layer}.", "layers/"
-        parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
-        rows = self.norm(f"{hf}layer_norm1", f"{path}layer_norm1")
-        for part in (*parts, "mlp.fc1", "mlp.fc2"):
-            rows += self.dense(hf + part, path + part.replace(".", "/"))
-        return rows + self.norm(f"{hf}layer_norm2", f"{path}layer_norm2")
+        rows = self.norm(f"{hf}layer_norm1", f"{path}attention_norm")
+        for theirs, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o")):
+            rows += self.dense(f"{hf}self_attn.{theirs}_proj", f"{path}attention/{ours}_proj")
+        rows += self.norm(f"{hf}layer_norm2", f"{path}mlp_norm")
+        for name in ("fc1", "fc2"):
+            rows += self.dense(f"{hf}mlp.{name}", f"{path}mlp/{name}")
+        return rows
 
 
 def plain(name: str, transform: Transform = IDENTITY) -> Row:

@@ -1,24 +1,22 @@
-"""What the encoders of CLIP and SigLIP share: pre-norm layers under the same names.
+"""What the encoders of CLIP and SigLIP share, and how images and texts are compared.
 
-Shapes: B batch, T tokens, D hidden size, H heads, K head size, P size of the common space.
+Shapes: B batch, T tokens, D hidden size, I images, J texts, P size of the common space.
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fmjax.core.errors import DataError
 from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
-from fmjax.nn.attention import attention
-from fmjax.nn.dense import Dense
+from fmjax.nn.embed import Embed
+from fmjax.nn.encoder_block import PreNormBlock
+from fmjax.nn.interpolate import interpolate_grid
 from fmjax.nn.masks import Mask
-from fmjax.nn.mlp import MLP
-from fmjax.nn.norms import LayerNorm
 from fmjax.nn.outputs import ContrastiveOutput, EncoderOutput
 from fmjax.nn.stack import apply_layers
 
@@ -45,68 +43,13 @@ class Initializers:
 
     Attributes:
       qkv: queries, keys, values.
-      out: attention's output projection.
-      fc1, fc2: the two of the MLP.
+      mlp: the first of the MLP.
+      residual: the two that write into the residual stream.
     """
 
     qkv: Initializer
-    out: Initializer
-    fc1: Initializer
-    fc2: Initializer
-
-
-class SelfAttention(nn.Module):
-    """Multi-head attention: x [B, T, D] → [B, T, D]."""
-
-    config: Tower
-    inits: Initializers
-    execution: Execution
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: Mask) -> jax.Array:
-        cfg, ex = self.config, self.execution
-        B, T, D = x.shape
-        H = cfg.num_attention_heads
-
-        def project(name: str) -> jax.Array:
-            dense = Dense(D, ("embed", "heads"), True, self.inits.qkv, ex, name=name)
-            return dense(x).reshape(B, T, H, D // H)
-
-        out = attention(
-            self,
-            project("q_proj"),
-            project("k_proj"),
-            project("v_proj"),
-            mask,
-            dropout_rate=cfg.attention_dropout,
-            implementation=ex.attention,
-        )
-        return Dense(D, ("heads", "embed"), True, self.inits.out, ex, name="out_proj")(out)
-
-
-class Layer(nn.Module):
-    """Attention and MLP, each on what is normed and added to what is not."""
-
-    config: Tower
-    inits: Initializers
-    execution: Execution
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: Mask, own: None) -> jax.Array:
-        cfg, ex = self.config, self.execution
-        y = LayerNorm(cfg.layer_norm_eps, ex, name="layer_norm1")(x)
-        x = x + SelfAttention(cfg, self.inits, ex, name="self_attn")(y, mask)
-        mlp = MLP(
-            cfg.intermediate_size,
-            cfg.hidden_act,
-            ("fc1", "fc2"),
-            kernel_init=self.inits.fc1,
-            out_init=self.inits.fc2,
-            execution=ex,
-            name="mlp",
-        )
-        x = x + mlp(LayerNorm(cfg.layer_norm_eps, ex, name="layer_norm2")(x))
-        return constrain(x, ("batch", "seq", "act_embed"))
+    mlp: Initializer
+    residual: Initializer
 
 
 def encode(
@@ -132,7 +75,18 @@ def encode(
     """
     x = constrain(x, ("batch", "seq", "act_embed"))
     y, outputs = apply_layers(
-        lambda name: Layer(config, init, execution, name=name),
+        lambda name: PreNormBlock(
+            config.num_attention_heads,
+            config.intermediate_size,
+            config.hidden_act,
+            config.layer_norm_eps,
+            attention_dropout=config.attention_dropout,
+            kernel_init=init.qkv,
+            execution=execution,
+            mlp_init=init.mlp,
+            residual_init=init.residual,
+            name=name,
+        ),
         config.num_hidden_layers,
         x,
         mask,
@@ -141,6 +95,26 @@ def encode(
         collect=collect,
     )
     return y, ((x, *outputs) if collect else None)
+
+
+def positions(table: Embed, config: Any, grid: tuple[int, int], first: int = 0) -> jax.Array:
+    """Position vectors [first + patches, D] of an image's tokens, from the table of a config.
+
+    Args:
+      table: of `first` tokens that have no place, then of the patches of config.image_size.
+      config: of the encoder.
+      grid: patches down and across of the image at hand; another one than the table's is
+        interpolated as torch does.
+      first: how many tokens come before the patches.
+    """
+    side = config.image_size // config.patch_size
+    rows = jnp.arange(first + side * side, dtype=jnp.int32)
+    # Read by row, so that adapters of the table act.
+    places = table(rows[None])[0]
+    if grid == (side, side):
+        return places
+    moved = interpolate_grid(places[first:], (side, side), grid).astype(places.dtype)
+    return jnp.concatenate([places[:first], moved])
 
 
 def check_text(limit: int, input_ids: jax.Array, **others: jax.Array | None) -> None:

@@ -95,6 +95,24 @@ def check_heads(width: int, heads: int, prefix: str = "") -> None:
     )
 
 
+def check_square(config: Any) -> None:
+    """Refuses an image_size or a patch_size that is not one number, and images without a patch.
+
+    Raises:
+      ConfigError: of a family that knows square images and patches only.
+    """
+    for name in ("image_size", "patch_size"):
+        size = getattr(config, name)
+        require(
+            isinstance(size, int) and size > 0,
+            f"config: {name}={size!r} must be a number of pixels, the side of a square",
+        )
+    require(
+        config.patch_size <= config.image_size,
+        f"config: image_size={config.image_size} has no patch of patch_size={config.patch_size}",
+    )
+
+
 def without_defaults(values: dict[str, Any], **defaults: Any) -> dict[str, Any]:
     """The values, less those that transformers does not know and that change nothing."""
     return {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}

@@ -49,10 +49,9 @@ def attention_maps(
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         out = call(*args, **kwargs)
-        path = context.module.path
-        number = _number(path, stack)
-        if context.method_name == "__call__" and path[-1] in (_QUERY, _KEY) and number is not None:
-            seen.setdefault(number, {})[path[-1]] = out
+        number, name = _number(context.module.path, stack), context.module.name
+        if number is not None and name in (_QUERY, _KEY) and context.method_name == "__call__":
+            seen.setdefault(number, {})[name] = out
         return out
 
     plain = dataclasses.replace(model.execution, scan_layers=False, remat="none")

@@ -28,8 +28,9 @@ class SelfAttention(nn.Module):
       heads: H, which divides D.
       use_bias: on queries, keys and values; the output has one.
       dropout_rate: of the probabilities.
-      kernel_init: of the four kernels.
+      kernel_init: of the kernels.
       execution: precision and kernel.
+      out_init: of the output's kernel; None means kernel_init.
     """
 
     heads: int
@@ -37,6 +38,7 @@ class SelfAttention(nn.Module):
     dropout_rate: float = 0.0
     kernel_init: Initializer = nn.initializers.normal(0.02)
     execution: Execution = Execution()
+    out_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: Mask) -> jax.Array:
@@ -57,7 +59,8 @@ class SelfAttention(nn.Module):
             dropout_rate=self.dropout_rate,
             implementation=ex.attention,
         )
-        return Dense(D, ("heads", "embed"), True, self.kernel_init, ex, name="o_proj")(out)
+        init = self.out_init or self.kernel_init
+        return Dense(D, ("heads", "embed"), True, init, ex, name="o_proj")(out)
 
 
 class LayerScale(nn.Module):
@@ -92,8 +95,10 @@ class PreNormBlock(nn.Module):
       qkv_bias: on queries, keys and values.
       dropout_rate: of what each of the two adds.
       attention_dropout: of the probabilities.
-      kernel_init: of all kernels.
+      kernel_init: of the kernels.
       execution: precision and kernel.
+      mlp_init: of the MLP's first kernel; None means kernel_init.
+      residual_init: of the two that write into the residual stream; None means kernel_init.
     """
 
     heads: int
@@ -105,18 +110,21 @@ class PreNormBlock(nn.Module):
     attention_dropout: float = 0.0
     kernel_init: Initializer = nn.initializers.normal(0.02)
     execution: Execution = Execution()
+    mlp_init: Initializer | None = None
+    residual_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: Mask, own: jax.Array | None) -> jax.Array:
         ex, init = self.execution, self.kernel_init
+        into_mlp, out = self.mlp_init or init, self.residual_init or init
         y = LayerNorm(self.epsilon, ex, name="attention_norm")(x)
         attend = SelfAttention(
-            self.heads, self.qkv_bias, self.attention_dropout, init, ex, name="attention"
+            self.heads, self.qkv_bias, self.attention_dropout, init, ex, out, name="attention"
         )
         y = dropout(self, attend(y, mask), self.dropout_rate)
         x = x + drop_path(self, y, own)
         y = LayerNorm(self.epsilon, ex, name="mlp_norm")(x)
         names = ("fc1", "fc2")
-        mlp = MLP(self.intermediate, self.act, names, True, init, init, execution=ex, name="mlp")
+        mlp = MLP(self.intermediate, self.act, names, True, into_mlp, out, execution=ex, name="mlp")
         y = dropout(self, mlp(y), self.dropout_rate)
         return constrain(x + drop_path(self, y, own), ("batch", "seq", "act_embed"))

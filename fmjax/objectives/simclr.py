@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.core.errors import ConfigError, DataError
+from fmjax.objectives.collapse import centre_norm
 from fmjax.objectives.contrastive import Contrastive, Embeddings
 from fmjax.objectives.inputs import Batch, Metrics, example_weight, output_field
 from fmjax.objectives.pair_reductions import LogSumExp
@@ -24,7 +25,8 @@ class SimCLR(Contrastive):
     The mean over both views (NT-Xent); losses of batch sizes do not compare. Batch: pixel_values
     f32[B, 2, H, W, C], the views that an augmentation made. The model's output has image_embeds
     [2B, D], its projections, of any length. Metrics: loss; accuracy, the share of first views
-    whose other view is the nearest of the second views.
+    whose other view is the nearest of the second views; centre_norm, 1 where all have collapsed
+    to a point (`fmjax.objectives.collapse`).
 
     Attributes:
       temperature: divides the cosines.
@@ -64,9 +66,11 @@ class SimCLR(Contrastive):
         """See `nt_xent_loss`."""
         first, second = embeddings["views"][:, 0], embeddings["views"][:, 1]
         weight = example_weight(batch)
-        return nt_xent_loss(
+        loss_sum, total, metrics = nt_xent_loss(
             first, second, self.temperature, weight, form=self.form, chunk=self.chunk
         )
+        metrics["centre_norm"] = (centre_norm(first, weight) * total, total)
+        return loss_sum, total, metrics
 
 
 def nt_xent_loss(

@@ -17,6 +17,7 @@ STACK = "layers|h"
 BELOW: Sequence[str] = (
     r"(^|/)(wte|wpe|embed_tokens|\w+_embeddings|embeddings_norm)/",
     r"(^|/)(cls|mask|register)_tokens?/",
+    r"(^|/)((token|position|patch|class)_embedding|pre_layrnorm)/",
 )
 """Paths of what lies below the first layer: tables, patches, tokens, the norm over their sum."""
 

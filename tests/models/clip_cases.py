@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
+from quick import QUICK
 
 import fmjax
 from fmjax.convert import open_directory, param_items
@@ -119,7 +120,7 @@ def flat(output, prefix=""):
     return found
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def apply(model, params, inputs):
     return model.apply({"params": params}, **inputs, output_hidden_states=True)
 
@@ -191,7 +192,7 @@ def compare_gradients(hf, model, params, inputs, their_loss, our_loss):
     def loss(params):
         return our_loss(model.apply({"params": params}, **arrays(inputs)))
 
-    grads = jax.jit(jax.grad(loss))(params)
+    grads = jax.jit(jax.grad(loss), compiler_options=QUICK)(params)
     rows = get_family(model.config.model_type).rows(model.config)
     ours = {i.name: i.read() for i in param_items(rows, grads)}
     expected = {

@@ -3,7 +3,6 @@
 import clip_cases as cases
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import transformers
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from fmjax.models.config import require
 from fmjax.models.heads import Architectures, HeadedConfig
 from fmjax.models.nested import NestedConfig
-from fmjax.models.vision_config import check_heads, check_image
+from fmjax.models.vision import check_heads, check_square
 
 # Switches of older transformers, and of a head that CLIP has not.
 _HARMLESS = frozenset({"gradient_checkpointing", "tie_word_embeddings"})
@@ -56,7 +56,7 @@ class CLIPTextConfig(HeadedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_heads(self)
+        check_heads(self.hidden_size, self.num_attention_heads)
         require(
             isinstance(self.eos_token_id, int),
             f"config: CLIP reads a text at one eos_token_id, not at {self.eos_token_id!r}",
@@ -111,8 +111,8 @@ class CLIPVisionConfig(HeadedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_heads(self)
-        check_image(self)
+        check_heads(self.hidden_size, self.num_attention_heads)
+        check_square(self)
 
     @property
     def num_patches(self) -> int:

@@ -15,10 +15,8 @@ normal = nn.initializers.normal
 def layers(config: CLIPTextConfig | CLIPVisionConfig) -> Initializers:
     """Of the layers of one encoder."""
     factor, D, L = config.initializer_factor, config.hidden_size, config.num_hidden_layers
-    into_residual = normal(factor * D**-0.5 * (2 * L) ** -0.5)
     return Initializers(
         qkv=normal(factor * D**-0.5),
-        out=into_residual,
-        fc1=normal(factor * (2 * D) ** -0.5),
-        fc2=into_residual,
+        mlp=normal(factor * (2 * D) ** -0.5),
+        residual=normal(factor * D**-0.5 * (2 * L) ** -0.5),
     )

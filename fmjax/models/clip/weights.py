@@ -1,8 +1,9 @@
 """Weights map of CLIP: names and layouts of `CLIPModel`, and of its encoders by themselves."""
 
-from fmjax.convert import Row
+from fmjax.convert import Row, Split
 from fmjax.models.clip.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from fmjax.models.tower_rows import CONV, TowerRows, linear, plain
+from fmjax.models.tower_rows import TowerRows, linear, plain
+from fmjax.models.vision_rows import OIHW
 
 
 def rows(config: CLIPConfig | CLIPTextConfig | CLIPVisionConfig) -> list[Row]:
@@ -12,13 +13,13 @@ def rows(config: CLIPConfig | CLIPTextConfig | CLIPVisionConfig) -> list[Row]:
         case CLIPTextConfig():
             return [*_text(alone), *([] if alone else linear("text_projection", False))]
         case CLIPVisionConfig():
-            return [*_vision(alone), *([] if alone else linear("visual_projection", False))]
+            return [*_vision(config, alone), *([] if alone else linear("visual_projection", False))]
     if config.head == "image-classification":
-        return [*_vision(False), *linear("classifier", True)]
+        return [*_vision(config.vision_config, False), *linear("classifier", True)]
     return [
         plain("logit_scale"),
         *_text(False),
-        *_vision(False),
+        *_vision(config.vision_config, False),
         *linear("visual_projection", False),
         *linear("text_projection", False),
     ]
@@ -34,11 +35,12 @@ def _text(alone: bool) -> list[Row]:
     ]
 
 
-def _vision(alone: bool) -> list[Row]:
+def _vision(config: CLIPVisionConfig, alone: bool) -> list[Row]:
+    D = config.hidden_size
     tower = TowerRows("vision_model", alone)
     return [
-        tower.row("embeddings.class_embedding", "class_embedding"),
-        tower.row("embeddings.patch_embedding.weight", "patch_embedding/kernel", CONV),
+        tower.row("embeddings.class_embedding", "class_embedding/token", Split(0, (1, 1, D))),
+        tower.row("embeddings.patch_embedding.weight", "patch_embedding/projection/kernel", OIHW),
         tower.table("position_embedding"),
         # Their spelling.
         *tower.norm("pre_layrnorm", "pre_layrnorm"),
