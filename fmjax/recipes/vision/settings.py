@@ -19,6 +19,8 @@ class Images:
       eval_fraction: Share of the pictures held out, 0 to 1; always the same pictures.
       batch_size: Pictures in a batch, over all devices and accumulated parts together.
       image_size: Side, in pixels, of what the model sees; without it, of the model's config.
+      stored_size: Longer side, in pixels, that pictures are scaled down to before views are cut out
+        of them; more keeps detail in small crops. Without it 8/7 of --image-size.
       caption_length: Tokens of a caption at most; without it, of the model's config.
       workers: Threads that decode pictures.
       broken: What happens to a picture that cannot be read: skip (and count) it, or end the run.
@@ -29,6 +31,7 @@ class Images:
     eval_fraction: float = 0.1
     batch_size: int = 256
     image_size: int = 0
+    stored_size: int = 0
     caption_length: int = 0
     workers: int = 8
     broken: Literal["skip", "error"] = "skip"
@@ -104,10 +107,8 @@ class ImageOptimization:
       optimizer: AdamW, or LARS for large batches of convolutional networks, which auto takes for
         simclr with a ResNet.
       clip_norm: Bound on the global norm of the gradient; 0 for none.
-      accumulate: Parts that a batch is cut into to save memory; not for objectives that compare
-        the pictures of a batch.
-      embed_in_parts: Parts that a batch of such an objective is embedded in, and compared as a
-        whole (gradient cache): the same update, for twice the forward passes.
+      accumulate: Parts that a batch is cut into to save memory; the update stays the same.
+        Objectives that compare the pictures of a batch embed it in parts, twice (gradient cache).
       seed: Of initialisation, data order and augmentation.
     """
 
@@ -119,7 +120,6 @@ class ImageOptimization:
     optimizer: Literal["auto", "adamw", "lars"] = "auto"
     clip_norm: float | None = None
     accumulate: int = 1
-    embed_in_parts: int = 1
     seed: int = 0
 
 
