@@ -1,0 +1,56 @@
+"""Pictures by name: what `--data` understands where pictures are wanted."""
+
+from pathlib import Path
+
+from fmjax.core.errors import DataError
+from fmjax.data.images import real
+from fmjax.data.images.sources import SPLITS, ImageFolder, ImageSource, folder_splits, hash_split
+
+HELD_OUT = 0.1
+
+
+def open_images(spec: str | Path, split: str = "all", *, held_out: float = HELD_OUT) -> ImageSource:
+    """The source that a name stands for.
+
+    Args:
+      spec: "digits"; "photographs", or "photographs/64" for their tiles of 64 pixels; a directory
+        of pictures (`ImageFolder`). Ending in ":train", ":validation" or ":all", it says
+        its split itself.
+      split: "train", "validation" or "all". What has no splits of its own is split by a hash of
+        its examples' names.
+      held_out: the part of such a set that is the validation split.
+
+    Returns:
+      A source; its `class_names` are empty where there are no labels.
+
+    Raises:
+      DataError: nothing has this name, it cannot be read, or a bad split.
+    """
+    name, _, ending = str(spec).rpartition(":")
+    if name and ending in SPLITS:
+        spec, split = name, ending
+    if split not in SPLITS:
+        raise DataError(f'no split "{split}" of {spec}; there are {", ".join(SPLITS)}')
+    source, divided = _open(str(spec), split)
+    if divided or split == "all":
+        return source
+    train, validation = hash_split(source, held_out)
+    return train if split == "train" else validation
+
+
+def _open(spec: str, split: str) -> tuple[ImageSource, bool]:
+    """The source, and whether `split` has been seen to."""
+    if spec == "digits":
+        return real.digits(), False
+    if spec == "photographs":
+        return real.photographs(), False
+    kind, _, number = spec.partition("/")
+    if kind == "photographs" and number.isdecimal():
+        return real.photographs(int(number)), False
+    path = Path(spec)
+    if path.is_dir():
+        divided = bool(folder_splits(path))
+        return ImageFolder(path, split if divided else "all"), divided
+    raise DataError(
+        f"{spec}: no pictures have this name; give a directory, or one of digits, photographs"
+    )
