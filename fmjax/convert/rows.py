@@ -53,6 +53,7 @@ class Row:
       fused: where files of another layout hold the tensor; read, never written.
       module: name of the module that holds the tensor in transformers' memory, and so in adapters,
         where that is another than the file's (transformers 5 renames on reading and writing).
+      integer: the file has an i64 where the parameter is a float (a count of batches).
     """
 
     hf: str
@@ -62,6 +63,7 @@ class Row:
     aliases: Callable[[str], Sequence[str]] | None = None
     fused: Fused | None = None
     module: str | None = None
+    integer: bool = False
 
 
 @dataclass(frozen=True)

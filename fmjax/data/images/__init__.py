@@ -15,10 +15,13 @@ _HOME = {
     "open_images": "names",
     "digits": "real",
     "photographs": "real",
+    "openmoji": "openmoji_tfds",
+    "TfdsImages": "tfds_images",
     "image_batches": "batches",
     "image_eval_batches": "batches",
     "image_text_batches": "batches",
     "image_text_eval_batches": "batches",
+    "ImageProcessor": "processor",
     "ImageBatches": "iterate",
     "ImageEvalBatches": "iterate",
 }

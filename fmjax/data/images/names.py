@@ -4,18 +4,22 @@ from pathlib import Path
 
 from fmjax.core.errors import DataError
 from fmjax.data.images import real
+from fmjax.data.images.openmoji_tfds import openmoji
 from fmjax.data.images.sources import SPLITS, ImageFolder, ImageSource, folder_splits, hash_split
+from fmjax.data.images.tfds_images import TfdsImages, has_split
 
 HELD_OUT = 0.1
+REAL = ("digits", "openmoji", "photographs")
 
 
 def open_images(spec: str | Path, split: str = "all", *, held_out: float = HELD_OUT) -> ImageSource:
     """The source that a name stands for.
 
     Args:
-      spec: "digits"; "photographs", or "photographs/64" for their tiles of 64 pixels; a directory
-        of pictures (`ImageFolder`). Ending in ":train", ":validation" or ":all", it says
-        its split itself.
+      spec: "digits"; "openmoji"; "photographs", or "photographs/64" for their tiles of 64 pixels;
+        "tfds:NAME", or the directory of a prepared TFDS data set (`TfdsImages`); a directory of
+        pictures (`ImageFolder`). Ending in ":train", ":validation" or ":all", it says its
+        split itself.
       split: "train", "validation" or "all". What has no splits of its own is split by a hash of
         its examples' names.
       held_out: the part of such a set that is the validation split.
@@ -47,10 +51,25 @@ def _open(spec: str, split: str) -> tuple[ImageSource, bool]:
     kind, _, number = spec.partition("/")
     if kind == "photographs" and number.isdecimal():
         return real.photographs(int(number)), False
+    if spec == "openmoji":
+        return openmoji(split), True
     path = Path(spec)
+    if spec.startswith("tfds:") or (path / "dataset_info.json").is_file():
+        return _tfds(spec.removeprefix("tfds:"), split)
     if path.is_dir():
         divided = bool(folder_splits(path))
         return ImageFolder(path, split if divided else "all"), divided
     raise DataError(
-        f"{spec}: no pictures have this name; give a directory, or one of digits, photographs"
+        f"{spec}: no pictures have this name; give a directory of pictures, tfds:NAME, or one of "
+        f"{', '.join(REAL)}"
     )
+
+
+def _tfds(name: str, split: str) -> tuple[ImageSource, bool]:
+    """`validation` is the set's own, else its `test`, else a part of `train`."""
+    if split == "all":
+        return TfdsImages(name, "all"), True
+    held_out = next((s for s in ("validation", "test") if has_split(name, s)), None)
+    if split == "validation" and held_out is not None:
+        return TfdsImages(name, held_out), True
+    return TfdsImages(name, "train"), held_out is not None

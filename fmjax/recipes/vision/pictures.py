@@ -1,110 +1,120 @@
-"""Training and held-out pictures from `Images` settings, and the views without chance in them."""
+"""Sections of a report that show what an image encoder does.
 
-import dataclasses
+Shapes: B images of H × W pixels, h × w patches, D width.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmjax.core.errors import ConfigError, DataError
-from fmjax.data import augment
-from fmjax.data.images import (
-    ImageBatches,
-    ImageEvalBatches,
-    ImageSource,
-    image_batches,
-    image_eval_batches,
-    image_text_batches,
-    image_text_eval_batches,
-    open_images,
-)
-from fmjax.recipes.vision.pretrain import PretrainImages
-from fmjax.recipes.vision.start import ImageStart
+import jax
+import numpy as np
 
-CAPTIONED = ("clip", "siglip")
+from fmjax import report
+from fmjax.evals import Neighbours, Reconstruction, patch_pca
+from fmjax.nn.attention_maps import attention_maps
 
 
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """What a run reads.
+def attention_section(
+    model: Any,
+    variables: Mapping[str, Any],
+    pixel_values: Any,
+    images: Sequence[Any],
+    *,
+    layer: int = -1,
+    query: int | None = 0,
+) -> str:
+    """Where each head of a layer looks, a row for each image.
 
-    Attributes:
-      train: endless and resumable.
-      held_out: one pass over the held-out pictures.
-      bank: one pass over (at most `--bank`) training pictures, for the neighbours' vote.
-      classes: names of the labels; empty without.
-      examples: number of training pictures.
-      whole: raw batch → batch with pixel_values, the middle of each picture, normalised.
-      unscaled: the same from 0 to 1.
+    Args:
+      model, variables: a vision transformer, see `fmjax.nn.attention_maps`.
+      pixel_values: f[B, H, W, C].
+      images: the same as B images u8[·, ·, 3].
+      layer, query: of `attention_maps`.
     """
-
-    train: ImageBatches
-    held_out: ImageEvalBatches
-    bank: ImageEvalBatches
-    classes: tuple[str, ...]
-    examples: int
-    whole: augment.CenterCrop
-    unscaled: augment.CenterCrop
-
-    def check(self, needs: str, name: str) -> None:
-        """Refuses pictures without what the objective needs.
-
-        Raises:
-          DataError: names the set.
-        """
-        if needs == "labels" and not self.classes:
-            raise DataError(
-                f"--images {name} has no labels; lay a folder's pictures into a folder for each "
-                "class, or choose an objective that needs none, such as mae, simclr or dino"
-            )
+    look = functools.partial(attention_maps, model, layer=layer, query=query)
+    maps_BHhw = np.asarray(jax.jit(look)(variables, pixel_values))
+    rows = []
+    for image, heads in zip(images, maps_BHhw, strict=True):
+        mean = report.Tile(report.heat(image, heads.mean(0)), "mean of the heads")
+        each = [report.Tile(report.heat(image, m), f"head {n}") for n, m in enumerate(heads)]
+        rows.append([report.Tile(image, "the image", "query"), mean, *each])
+    who = "the mean of all tokens" if query is None else f"token {query}"
+    which = "the last layer" if layer == -1 else f"layer {layer}"
+    note = report.note(f"Attention of {who} in {which}; light is much, dark little.")
+    return report.section("Where the heads look", note, report.sheet(rows))
 
 
-def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
-    """Opens the sets of a run.
+def components_section(patches: Any, images: Sequence[Any], *, background: bool = False) -> str:
+    """Three principal components of all patches as colours, beside the images.
 
-    Raises:
-      DataError: pictures that cannot be found or read, or none held out.
-      ConfigError: a fraction out of range.
+    Args:
+      patches: f[B, h, w, D], of the last layer.
+      images: B images u8[·, ·, 3].
+      background: see `fmjax.evals.patch_pca`.
     """
-    data = settings.data
-    if not data.eval_images and not 0 < data.eval_fraction < 1:
-        raise ConfigError(f"--eval-fraction {data.eval_fraction} must lie between 0 and 1")
-    if data.eval_images:
-        train, held_out = open_images(data.images), open_images(data.eval_images)
-        if train.class_names != held_out.class_names:
-            raise DataError(
-                f"--eval-images {data.eval_images} has other classes than --images {data.images}; "
-                "give the same class names to both"
-            )
-    else:
-        train, held_out = (
-            open_images(data.images, split, held_out=data.eval_fraction)
-            for split in ("train", "validation")
-        )
-    size, mean, std = start.image_size, start.mean, start.std
-    stored = data.stored_size or round(size * 8 / 7)
-    form: dict[str, Any] = {
-        "batch_size": data.batch_size,
-        "image_size": stored,
-        "on_bad": data.broken,
-        "workers": data.workers,
-    }
-    shuffled = {"seed": settings.optimization.seed}
-    few = train.select(range(min(len(train), settings.probing.bank)))
-    if settings.objective in CAPTIONED:
-        words = {"max_length": start.caption_length, "attention_mask": settings.objective == "clip"}
-        batches = image_text_batches(train, start.tokenizer, **form, **shuffled, **words)
-        passes = [image_text_eval_batches(s, start.tokenizer, **form, **words) for s in (held_out, few)]
-    else:
-        batches = image_batches(train, **form, **shuffled)
-        passes = [image_eval_batches(s, **form) for s in (held_out, few)]
-    return Pictures(
-        batches,
-        *passes,
-        train.class_names,
-        len(train),
-        augment.CenterCrop(size, _resize(size), mean=mean, std=std),
-        augment.CenterCrop(size, _resize(size), mean=(0.0,), std=(1.0,)),
+    found = patch_pca(patches, background=background)
+    tiles = []
+    for image, colours in zip(images, found.colours, strict=True):
+        square = np.round(255 * colours).astype(np.uint8)
+        scale = max(1, 224 // max(square.shape[:2]))
+        large = square.repeat(scale, 0).repeat(scale, 1)
+        tiles += [report.Tile(image, "the image"), report.Tile(large, "its patches")]
+    shares = ", ".join(f"{share:.0%}" for share in found.explained)
+    note = report.note(
+        f"Like colours are like patches, over all images. The components hold {shares} of the "
+        "variance."
     )
+    return report.section("What the patches have in common", note, report.sheet([tiles]))
 
 
-def _resize(size: int) -> int:
-    """What the shorter side becomes before the middle is cut out: of small pictures all is seen."""
-    return round(size * 8 / 7) if size >= 96 else size
+def reconstruction_section(found: Reconstruction) -> str:
+    """What a masked autoencoder sees, predicts, and was shown, a row for each image."""
+    names = ("seen by the model", "predicted", "put together", "the image")
+    columns = (found.masked, found.predicted, found.pasted, found.original)
+    rows = [
+        [report.Tile(image, name) for image, name in zip(images, names, strict=True)]
+        for images in zip(*columns, strict=True)
+    ]
+    return report.section("What is filled in", report.sheet(rows))
+
+
+def reconstruction_grid(found: Reconstruction) -> np.ndarray:
+    """u8[·, ·, 3]: the same as one image: masked, put together and original, side by side."""
+    columns = (found.masked, found.pasted, found.original)
+    return report.grid(list(zip(*columns, strict=True)))
+
+
+def neighbours_section(
+    queries: Sequence[Any],
+    bank: Sequence[Any],
+    found: Neighbours,
+    query_labels: Sequence[int] | None = None,
+    bank_labels: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+) -> str:
+    """Queries and their nearest images, a row for each query; those of other classes are faded.
+
+    Args:
+      queries: images u8[·, ·, 3] or [·, ·].
+      bank: images that the neighbours are numbers of.
+      found: of `fmjax.evals.nearest`.
+      query_labels, bank_labels: class numbers; both or neither.
+      names: of the classes; default their numbers.
+    """
+    labelled = query_labels is not None and bank_labels is not None
+
+    def name(label: int) -> str:
+        return str(label) if names is None else names[label]
+
+    rows = []
+    for q, (query, cosines, indices) in enumerate(zip(queries, *found, strict=True)):
+        row = [report.Tile(query, name(query_labels[q]) if labelled else "", "query")]
+        for cosine, i in zip(cosines, indices, strict=True):
+            caption = f"{name(bank_labels[i])}\n{cosine:.3f}" if labelled else f"{cosine:.3f}"
+            wrong = labelled and bank_labels[i] != query_labels[q]
+            row.append(report.Tile(bank[i], caption, "wrong" if wrong else ""))
+        rows.append(row)
+    lead = "The first image of a row is the query; cosines stand under its neighbours."
+    faded = " Those of another class are faded." if labelled else ""
+    return report.section("Nearest neighbours", report.note(lead + faded), report.sheet(rows))

@@ -19,7 +19,7 @@ from fmjax.recipes.vision.figures import Figures, completed
 from fmjax.recipes.vision.learner import Learner
 from fmjax.recipes.vision.learners import LEARNERS, given
 from fmjax.recipes.vision.measuring import Measure
-from fmjax.recipes.vision.pictures import Pictures, open_pictures
+from fmjax.recipes.vision.image_sets import Pictures, open_pictures
 from fmjax.recipes.vision.pretrain import PretrainImages
 from fmjax.recipes.vision.settings import ImageOptimization
 from fmjax.recipes.vision.start import ImageStart, resolve_images
@@ -112,9 +112,7 @@ class Run:
         else:
             decay = optimization.weight_decay
             if self.paper.final_weight_decay is not None:
-                decay = schedules.cosine(
-                    decay, self.paper.final_weight_decay, optimization.steps
-                )
+                decay = schedules.cosine(decay, self.paper.final_weight_decay, optimization.steps)
             optimizer = adamw(
                 rate, b2=optimization.beta2, eps=self.paper.epsilon, weight_decay=decay
             )
