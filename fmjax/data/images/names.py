@@ -45,7 +45,7 @@ def open_images(spec: str | Path, split: str = "all", *, held_out: float = HELD_
 def _open(spec: str, split: str) -> tuple[ImageSource, bool]:
     """The source, and whether `split` has been seen to."""
     if spec == "digits":
-        return real.digits(), False
+        return real.digits(split), True
     if spec == "photographs":
         return real.photographs(), False
     kind, _, number = spec.partition("/")

@@ -8,7 +8,6 @@ from fmjax.data import augment
 from fmjax.data.images import (
     ImageBatches,
     ImageEvalBatches,
-    ImageSource,
     image_batches,
     image_eval_batches,
     image_text_batches,

@@ -11,7 +11,10 @@ import flax.linen as nn
 import jax
 
 from fmjax.models.config import ModelConfig
-from fmjax.recipes.vision.settings import Heads, Views
+from fmjax.recipes.vision.figures import Figures
+from fmjax.recipes.vision.pretrain import PretrainImages
+from fmjax.recipes.vision.settings import Heads, ImageOptimization, Views
+from fmjax.recipes.vision.start import ImageStart
 from fmjax.train import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -47,6 +50,34 @@ class Given:
     frozen_steps: int
     smallest_crop: float
     batch_size: int
+
+    @classmethod
+    def of(
+        cls,
+        settings: PretrainImages,
+        optimization: ImageOptimization,
+        paper: Figures,
+        start: ImageStart,
+        classes: tuple[str, ...],
+        execution: Mapping[str, Any],
+    ) -> "Given":
+        """From the settings of a run, completed."""
+        views, frozen = settings.views, settings.heads.frozen_head_steps
+        crop = views.smallest_crop
+        return cls(
+            start.config,
+            execution,
+            views,
+            settings.heads,
+            start.image_size,
+            start.mean,
+            start.std,
+            classes,
+            optimization.steps,
+            optimization.steps // 100 if frozen is None else frozen,
+            paper.smallest_crop if crop is None else crop,
+            settings.data.batch_size,
+        )
 
     def view(self) -> dict[str, Any]:
         """What all views share, as keyword arguments of `fmjax.data.augment.View`."""

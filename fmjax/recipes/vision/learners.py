@@ -13,10 +13,11 @@ from fmjax.models.config import ModelConfig
 from fmjax.objectives import (
     ContrastiveImageText,
     ImageClassification,
-    MaskedAutoencoder,
+    MaskedAutoencoding,
     SigmoidImageText,
 )
 from fmjax.recipes.vision.learner import Given, Learner
+from fmjax.train import freeze
 
 CLASSIFIER = "image-classification"
 
@@ -53,12 +54,14 @@ def mae(given: Given) -> Learner:
             "a config.json of one"
         )
     model = fmjax.build(config.replace(head="pretraining"), **given.execution)
+    objective = MaskedAutoencoding(config.patch_size, config.norm_pix_loss)
     return Learner(
         model,
-        MaskedAutoencoder(),
+        objective,
         augment.mae(given.image_size, **given.view()),
         features(config.replace(head=None), given, "mean"),
         lambda state: (model, state.variables["params"]),
+        trainable=freeze(*objective.frozen),
     )
 
 
@@ -131,3 +134,11 @@ def _image_only(config: ModelConfig, objective: str, example: str) -> ModelConfi
             f"give --model {example}"
         )
     return config
+
+
+LEARNERS: dict[str, Callable[[Given], Learner]] = {
+    "supervised": supervised,
+    "mae": mae,
+    "clip": clip,
+    "siglip": siglip,
+}

@@ -13,8 +13,8 @@ from fmjax.core import logical
 from fmjax.evals import Figure, Retrieval, collect, knn, retrieval
 from fmjax.parallel import shard_batch
 from fmjax.recipes.layout import Layout
-from fmjax.recipes.vision.learner import Learner
 from fmjax.recipes.vision.image_sets import Pictures
+from fmjax.recipes.vision.learner import Learner
 from fmjax.recipes.vision.settings import Probing
 from fmjax.train import TrainState
 

@@ -16,10 +16,10 @@ from fmjax.recipes.layout import Layout, lay_out
 from fmjax.recipes.models import compute_dtype
 from fmjax.recipes.options import Adaptation
 from fmjax.recipes.vision.figures import Figures, completed
-from fmjax.recipes.vision.learner import Learner
-from fmjax.recipes.vision.learners import LEARNERS, given
-from fmjax.recipes.vision.measuring import Measure
 from fmjax.recipes.vision.image_sets import Pictures, open_pictures
+from fmjax.recipes.vision.learner import Given, Learner
+from fmjax.recipes.vision.learners import LEARNERS
+from fmjax.recipes.vision.measuring import Measure
 from fmjax.recipes.vision.pretrain import PretrainImages
 from fmjax.recipes.vision.settings import ImageOptimization
 from fmjax.recipes.vision.start import ImageStart, resolve_images
@@ -30,7 +30,6 @@ from fmjax.train import (
     adamw,
     evaluate,
     fit,
-    lars,
     make_step,
     schedules,
 )
@@ -93,7 +92,7 @@ class Run:
             "attention": hardware.attention,
             "matmul": hardware.matmul,
         }
-        what = given(settings, optimization, paper, start, pictures.classes, execution)
+        what = Given.of(settings, optimization, paper, start, pictures.classes, execution)
         learner = LEARNERS[settings.objective](what)
         pictures.check(learner.needs, settings.data.images)
         return cls(settings, optimization, paper, start, pictures, learner, layout)
@@ -108,6 +107,8 @@ class Run:
             end=0.0,
         )
         if optimization.optimizer == "lars":
+            from fmjax.train.lars import lars
+
             optimizer = lars(rate, weight_decay=optimization.weight_decay)
         else:
             decay = optimization.weight_decay

@@ -1,7 +1,6 @@
 """Where a run on images begins: architecture, weights, tokenizer, and how pixels are normalised."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ from fmjax.core import tree
 from fmjax.core.errors import ConfigError, TokenizerError
 from fmjax.data import Tokenizer, check_fits, load_tokenizer
 from fmjax.data.images import ImageProcessor
-from fmjax.hub import read_config
 from fmjax.models.config import ModelConfig
-from fmjax.models.registry import get_family, presets
 from fmjax.recipes.models import architecture, parse_override
 from fmjax.recipes.vision.pretrain import PretrainImages
 
@@ -108,7 +105,7 @@ def resolve_images(settings: PretrainImages) -> ImageStart:
             "as vit-s16, mae-b16, dinov2-s14, resnet-50 or clip-vit-b32"
         )
     size = settings.data.image_size or _size(seen)
-    processor = _processor(path if path.is_dir() else None, config, size)
+    processor = _processor(path, config, size)
     length = 0
     if tokenizer is not None:
         most = config.text_config.max_position_embeddings
@@ -125,6 +122,25 @@ def resolve_images(settings: PretrainImages) -> ImageStart:
         tuple(processor.image_std),
         length,
     )
+
+
+def _processor(path: Path, config: ModelConfig, size: int) -> ImageProcessor:
+    """The directory's own, else that of the family's published models, for pictures of a size."""
+    kind = config.model_type
+    if path.is_dir() and (path / "preprocessor_config.json").is_file():
+        processor = ImageProcessor.from_pretrained(path)
+        if processor.output_size not in (None, (size, size)):
+            own = ImageProcessor.for_model(kind, size)
+            means = {"image_mean": processor.image_mean, "image_std": processor.image_std}
+            processor = dataclasses.replace(own, **means)
+    else:
+        processor = ImageProcessor.for_model(kind, size)
+    if processor.image_mean is None or processor.image_std is None:
+        raise ConfigError(
+            f"{path}: its preprocessor_config.json does not normalise pixels; give it image_mean "
+            "and image_std"
+        )
+    return processor
 
 
 def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
