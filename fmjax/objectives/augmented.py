@@ -1,12 +1,14 @@
 """An objective on raw images: they are augmented within the step, on the device."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from fmjax.objectives.inputs import Batch, Metrics
+
+_FORWARDED = ("unit", "decomposes", "summarize", "project", "compare")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +28,10 @@ class Augmented:
     train: Callable[[jax.Array, Batch], Batch]
     evaluate: Callable[[Batch], Batch] | None = None
 
-    @property
-    def unit(self) -> str:
-        """What a run's speed is measured in."""
-        return getattr(self.objective, "unit", "tokens")
-
-    @property
-    def decomposes(self) -> bool:
-        """Whether a batch may be cut into microbatches."""
-        return getattr(self.objective, "decomposes", True)
+    def __getattr__(self, name: str) -> Any:
+        if name in _FORWARDED or (name == "embed" and hasattr(self.objective, name)):
+            return getattr(self.objective, name) if name in _FORWARDED else self._embed
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def init(self, variables: Any) -> Any:
         """What the objective keeps."""
@@ -49,13 +46,19 @@ class Augmented:
         rng: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Metrics, Any]:
         """The objective's, of the augmented batch; `rng` None evaluates."""
-        if rng is None:
-            batch = batch if self.evaluate is None else self.evaluate(batch)
-            return self.objective.loss(apply, variables, extra, batch, None)
-        augment, rng = jax.random.split(rng)
-        return self.objective.loss(apply, variables, extra, self.train(augment, batch), rng)
+        batch, rng = self._seen(batch, rng)
+        return self.objective.loss(apply, variables, extra, batch, rng)
 
-    def summarize(self, means: Mapping[str, float]) -> dict[str, float]:
-        """The objective's own, where it has one."""
-        own = getattr(self.objective, "summarize", dict)
-        return own(means)
+    def _embed(
+        self, apply: Callable[..., Any], variables: Any, batch: Batch, rng: jax.Array | None
+    ) -> Any:
+        """The objective's `embed` of augmented rows, see `fmjax.train.gradient_cache`."""
+        batch, rng = self._seen(batch, rng)
+        return self.objective.embed(apply, variables, batch, rng)
+
+    def _seen(self, batch: Batch, rng: jax.Array | None) -> tuple[Batch, jax.Array | None]:
+        """What the objective reads in place of a raw batch, and its own key."""
+        if rng is None:
+            return (batch if self.evaluate is None else self.evaluate(batch)), None
+        augment, rng = jax.random.split(rng)
+        return self.train(augment, batch), rng

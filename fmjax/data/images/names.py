@@ -56,7 +56,7 @@ def open_images(
 def _open(spec: str, split: str, class_names: Sequence[str] | None) -> tuple[ImageSource, bool]:
     """The source, and whether `split` has been seen to."""
     if spec == "digits":
-        return real.digits(), False
+        return real.digits(split), True
     if spec == "photographs":
         return real.photographs(), False
     kind, _, number = spec.partition("/")
