@@ -51,9 +51,6 @@ class Row:
         Files may hold it and must then repeat the other bit for bit; it is never written.
       aliases: a tensor's name → other names that files may hold it under; never written.
       fused: where files of another layout hold the tensor; read, never written.
-      module: name of the module that holds the tensor in transformers' memory, and so in adapters,
-        where that is another than the file's (transformers 5 renames on reading and writing).
-      integer: the file has an i64 where the parameter is a float (a count of batches).
       integer: the file has an i64 where the parameter is a float (a count of batches).
       module: name of the module that holds the tensor in transformers' memory, and so in adapters,
         where that is another than the file's (transformers 5 renames on reading and writing).
@@ -65,8 +62,6 @@ class Row:
     copy: bool = False
     aliases: Callable[[str], Sequence[str]] | None = None
     fused: Fused | None = None
-    module: str | None = None
-    integer: bool = False
     integer: bool = False
     module: str | None = None
 

@@ -18,8 +18,6 @@ IGNORE = -100
 # Not position_ids: encoders number the rows of their tables each in its own way (RoBERTa's start at
 # 2), also within the segments of a packed row.
 INPUTS = ("attention_mask", "token_type_ids")
-# What tells the number of rows: a raw batch's pictures too.
-_ROWS = ("input_ids", "pixel_values", "image")
 
 
 class Stateless:
@@ -103,7 +101,6 @@ def example_weight(batch: Batch) -> jax.Array:
       DataError: example_weight is not a float for each row.
     """
     B = next(iter(batch.values())).shape[0]
-    B = next(batch[name] for name in _ROWS if name in batch).shape[0]
     if "example_weight" not in batch:
         return jnp.ones(B, jnp.float32)
     what = "0 on rows that only fill the batch"
