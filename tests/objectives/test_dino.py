@@ -1,5 +1,7 @@
 """DINO against the original's maths in torch, over steps and over devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,15 @@ from fmjax.nn.param import abstract
 from fmjax.nn.projection import ProjectionHead
 from fmjax.objectives import DINO
 from fmjax.train import make_step, schedules
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly():
+    """Every program here runs a few times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICK))
+        yield
+
 
 TEMPERATURE = schedules.ramp(0.04, 0.07, 3)
 MOMENTUM = schedules.cosine(0.9, 1.0, 4)
@@ -173,7 +184,7 @@ def test_rows_of_weight_zero_do_not_count():
 def test_the_backbone_stands_alone_among_the_parameters():
     m = model(separate=True)
     inputs = {"pixel_values": jnp.zeros((1, 4, 4, 3)), "patch_index": jnp.zeros((1, 1), int)}
-    p = jax.jit(lambda: m.init(jax.random.key(0), **inputs), compiler_options=QUICK)()["params"]
+    p = jax.jit(lambda: m.init(jax.random.key(0), **inputs))()["params"]
     assert set(p) == {"backbone", "head", "patch_head"}
     out = m.backbone.apply({"params": p["backbone"]}, **{"pixel_values": jnp.ones((2, 8, 8, 3))})
     assert out.last_hidden_state.shape == (2, 17, D)

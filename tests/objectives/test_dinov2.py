@@ -1,5 +1,7 @@
 """DINOv2's parts and the whole against the original's maths in torch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from distillation_cases import (
     torch_head,
     torch_tokens,
 )
+from quick import QUICK
 
 import fmjax
 from fmjax.core.errors import ConfigError, DataError
@@ -26,6 +29,15 @@ from fmjax.objectives.ibot import masked_patches
 from fmjax.objectives.koleo import koleo_losses
 from fmjax.objectives.sinkhorn import sinkhorn
 from fmjax.train import make_step
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly():
+    """Every program here runs a few times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICK))
+        yield
+
 
 B, N = 4, 16
 
