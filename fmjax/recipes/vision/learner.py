@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from fmjax.core.errors import ConfigError
 from fmjax.models.config import ModelConfig
 from fmjax.recipes.vision.figures import Figures
 from fmjax.recipes.vision.pretrain import PretrainImages
@@ -78,6 +79,18 @@ class Given:
             paper.smallest_crop if crop is None else crop,
             settings.data.batch_size,
         )
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch, in pixels; 32, over which a ResNet takes its steps, where there is none.
+
+        Raises:
+          ConfigError: patches that are not square.
+        """
+        patch = getattr(self.config, "patch_size", 32)
+        if not isinstance(patch, int):
+            raise ConfigError(f"patches of {patch} pixels; crops need square ones")
+        return patch
 
     def view(self) -> dict[str, Any]:
         """What all views share, as keyword arguments of `fmjax.data.augment.View`."""

@@ -30,6 +30,7 @@ from fmjax.train import (
     adamw,
     evaluate,
     fit,
+    lars,
     make_step,
     schedules,
 )
@@ -107,8 +108,6 @@ class Run:
             end=0.0,
         )
         if optimization.optimizer == "lars":
-            from fmjax.train.lars import lars
-
             optimizer = lars(rate, weight_decay=optimization.weight_decay)
         else:
             decay = optimization.weight_decay
