@@ -71,6 +71,7 @@ class Step:
         # embeds it.
         decomposes = getattr(self.objective, "decomposes", True)
         self._summed, self._embedded = (self.accumulate, 1)[:: 1 if decomposes else -1]
+        self._checked: set[int] = set()
 
     @property
     def unit(self) -> str:
@@ -159,7 +160,8 @@ class Step:
     # The step itself.
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One update. Consumes (donates) the trained arrays, optimizer state and extra of `state`.
+        """One update. Consumes (donates) the trained arrays, optimizer state and extra of `state`;
+        the first one warns where it does not, see `fmjax.train.donation`.
 
         Returns:
           The next state, and f32 scalars left on the device: loss, grad_norm (before clipping),
@@ -167,6 +169,10 @@ class Step:
           schedule is known, skipped (updates so far that were not finite), and the objective's own.
         """
         update, arguments, frozen = self._prepare(state, batch)
+        if id(update) not in self._checked:
+            # The call below takes the program that is compiled here: nothing is compiled twice.
+            check_donation(update.lower(*arguments).compile(), arguments[0])
+            self._checked.add(id(update))
         (trained, opt_state, extra), (step, skipped), metrics = update(*arguments)
         return TrainState(
             step, tree.combine(trained, frozen), opt_state, extra, state.rng, skipped

@@ -149,13 +149,20 @@ class ImageFolder(ImageSource):
     Args:
       directory: hidden files, and files without a picture's suffix, are passed over.
       split: "train", "validation" or "all". Directories without splits have only "all".
+      class_names: the classes in this order, rather than those that are there in their own.
 
     Raises:
       DataError: no such directory, no pictures in it, pictures beside the classes' directories, or
-        a split that it does not have.
+        a split that it does not have, or a class that is not in `class_names`.
     """
 
-    def __init__(self, directory: str | Path, split: str = "all"):
+    def __init__(
+        self,
+        directory: str | Path,
+        split: str = "all",
+        *,
+        class_names: Sequence[str] | None = None,
+    ):
         root = Path(directory)
         if not root.is_dir():
             raise DataError(f"{root}: no such directory; give one with pictures in it")
@@ -167,6 +174,12 @@ class ImageFolder(ImageSource):
         classes = sorted(
             {path.relative_to(top).parts[0] for top, *_, deep in found for path in deep}
         )
+        if class_names is not None and (new := [c for c in classes if c not in class_names]):
+            raise DataError(
+                f'{root}: the class "{new[0]}" is none of {", ".join(class_names)}; rename the '
+                "directory, or give other class_names"
+            )
+        classes = classes if class_names is None or not classes else list(class_names)
         numbers = {name: i for i, name in enumerate(classes)}
         self._root, self.class_names = root, tuple(classes)
         self._paths: list[Path] = []
