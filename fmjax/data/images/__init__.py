@@ -11,6 +11,7 @@ _HOME = {
     "ImageSource": "sources",
     "Examples": "sources",
     "ImageFolder": "sources",
+    "caption_table": "sources",
     "hash_split": "sources",
     "open_images": "names",
     "digits": "real",

@@ -45,6 +45,15 @@ class ImageSource:
         """The source of some of the examples, in the order of `indices`."""
         return _Selection(self, np.fromiter(indices, np.int64))
 
+    def sample(self, count: int, seed: int = 0) -> "ImageSource":
+        """`count` of the examples drawn by chance, in their own order; all if there are no more.
+
+        What comes first in a folder is of its first classes only.
+        """
+        if count >= len(self):
+            return self
+        return self.select(np.sort(np.random.RandomState(seed).permutation(len(self))[:count]))
+
 
 class _Selection(ImageSource):
     def __init__(self, source: ImageSource, indices: np.ndarray):
@@ -231,6 +240,21 @@ def _pictures(root: Path) -> tuple[list[Path], list[Path]]:
         if not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
             (flat if len(parts) == 1 else deep).append(path)
     return flat, deep
+
+
+def caption_table(source: ImageSource) -> tuple[list[str], np.ndarray]:
+    """Every caption of every example, and which one each is of: texts, i64[T].
+
+    For retrieval with several captions a picture. Empty captions are left out.
+    """
+    texts, owners = [], []
+    for i in range(len(source)):
+        example = source[i]
+        several = example.get("captions") or (example.get("caption"),)
+        kept = [text for text in several if isinstance(text, str) and text.strip()]
+        texts += kept
+        owners += [i] * len(kept)
+    return texts, np.array(owners, np.int64)
 
 
 def hash_split(

@@ -228,6 +228,24 @@ def test_splits_by_hash_keep_groups_together() -> None:
         hash_split(Examples([png(0)]), 0.5)
 
 
+def test_a_sample_is_drawn_from_everywhere() -> None:
+    drawn = digits().sample(100)
+    labels = [drawn[i]["label"] for i in range(100)]
+    assert len(drawn) == 100 and set(labels) == set(range(10))
+    again = digits().sample(100)
+    assert [drawn.name(i) for i in range(100)] == [again.name(i) for i in range(100)]
+    assert len(numbered(3).sample(5)) == 3
+
+
+def test_class_names_of_another_set(tmp_path: Path) -> None:
+    root = folder(tmp_path, "dog/0.png", "emu/1.png")
+    source = open_images(root, class_names=["cat", "dog", "emu"])
+    assert source.class_names == ("cat", "dog", "emu")
+    assert [source[i]["label"] for i in range(2)] == [1, 2]
+    with pytest.raises(DataError, match='the class "emu" is none of cat, dog'):
+        open_images(root, class_names=["cat", "dog"])
+
+
 def test_names() -> None:
     whole, train, held_out = (open_images(f"digits:{s}") for s in ("all", "train", "validation"))
     assert (len(whole), len(train), len(held_out)) == (1797, 898, 899)
