@@ -10,7 +10,7 @@ _HOME = {
     "ImageError": "decode",
     "ImageSource": "sources",
     "Examples": "sources",
-    "ImageFolder": "sources",
+    "ImageFolder": "folders",
     "caption_table": "sources",
     "hash_split": "sources",
     "open_images": "names",

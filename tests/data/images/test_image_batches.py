@@ -193,6 +193,20 @@ def test_folders(tmp_path: Path) -> None:
     assert flat.class_names == () and "label" not in flat[0]
 
 
+def test_links_in_folders_are_followed_once(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", "cat/0.png")
+    (root / "dog").symlink_to(folder(tmp_path / "elsewhere", "1.png"))
+    (root / "cat" / "round").symlink_to(root)
+    (root / "cat" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    source = ImageFolder(root)
+    assert [source.group(i) for i in range(len(source))] == [
+        "cat/0.png", "cat/gone.png", "dog/1.png",
+    ]  # fmt: skip
+    evaluation = image_eval_batches(source, batch_size=3, image_size=4)
+    assert next(iter(evaluation))["example_weight"].tolist() == [1, 0, 1]
+    assert evaluation.skipped == {"no such file": 1}
+
+
 def test_folders_with_splits(tmp_path: Path) -> None:
     root = folder(tmp_path, "train/cat/0.png", "train/dog/1.png", "val/dog/2.png", "val/emu/3.png")
     for split, labels in {"train": [0, 1], "validation": [1, 2], "all": [0, 1, 1, 2]}.items():
