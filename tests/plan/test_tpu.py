@@ -12,7 +12,7 @@ from fmjax.plan import describe, parse
 from fmjax.recipes.options import Adaptation
 from fmjax.recipes.plan import Case, plan_case
 
-pytestmark = pytest.mark.usefixtures("libtpu")
+pytestmark = [pytest.mark.usefixtures("libtpu"), pytest.mark.optimised]
 
 SIZES = {
     "num_hidden_layers": 2,
