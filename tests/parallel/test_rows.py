@@ -7,8 +7,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from quick import environ
 from jax.sharding import NamedSharding, PartitionSpec
+from quick import environ
 
 from fmjax.core.errors import ShardingError
 from fmjax.parallel import DEFAULT_RULES, make_mesh, shard_batch

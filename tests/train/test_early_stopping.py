@@ -11,8 +11,8 @@ import early_run
 import jax
 import numpy as np
 import pytest
-from quick import environ
 import toy_lm
+from quick import environ
 
 from fmjax.core.errors import CheckpointError, ConfigError, DataError
 from fmjax.objectives import CausalLM

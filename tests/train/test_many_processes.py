@@ -4,7 +4,6 @@ A tiny LLaMA on two sources, weighted, shuffled and packed, its parameters split
 """
 
 import json
-import os
 import signal
 import socket
 import subprocess
