@@ -66,12 +66,8 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
     if not data.eval_images and not 0 < data.eval_fraction < 1:
         raise ConfigError(f"--eval-fraction {data.eval_fraction} must lie between 0 and 1")
     if data.eval_images:
-        train, held_out = open_images(data.images), open_images(data.eval_images)
-        if train.class_names != held_out.class_names:
-            raise DataError(
-                f"--eval-images {data.eval_images} has other classes than --images {data.images}; "
-                "give the same class names to both"
-            )
+        train = open_images(data.images)
+        held_out = open_images(data.eval_images, class_names=train.class_names or None)
     else:
         train, held_out = (
             open_images(data.images, split, held_out=data.eval_fraction)
@@ -86,7 +82,7 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
         "workers": data.workers,
     }
     shuffled = {"seed": settings.optimization.seed}
-    few = train.select(range(min(len(train), settings.probing.bank)))
+    few = train.sample(settings.probing.bank)
     if settings.objective in CAPTIONED:
         words = {"max_length": start.caption_length, "attention_mask": settings.objective == "clip"}
         batches = image_text_batches(train, start.tokenizer, **form, **shuffled, **words)
