@@ -42,6 +42,7 @@ COMMANDS = {
 # A flag, alone or with its value, that turns a sub-command to other work → the dataclass of its
 # options then; the first that fits counts.
 VARIANTS = {
+    ("train", "--objective"): "fmjax.recipes:PretrainImages",
     ("finetune", "--task sft"): "fmjax.recipes:FinetuneSft",
     ("finetune", "--task dpo"): "fmjax.recipes:FinetuneDpo",
     ("finetune", "--task"): "fmjax.recipes:FinetuneTask",

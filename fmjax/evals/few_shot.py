@@ -20,6 +20,9 @@ from fmjax.evals.probe import Scaling
 L2_GRID = (1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 """Strengths for the sum of squares over standardised features."""
 
+_JUDGES = 10_000
+"""Examples that were not drawn and choose the strength, at most."""
+
 
 def ridge(features: Any, labels: Any, classes: int, l2: Sequence[float]) -> list[LinearClassifier]:
     """Least squares to +1 for the class and −1 for the others, in closed form, for each l2.
@@ -108,11 +111,22 @@ def few_shot(
         chosen, tested = np.zeros(len(l2)), np.zeros((len(l2), len(test_y)))
         for _ in range(draws):
             order = rng.permutation(len(y))
-            rows = np.concatenate([order[y[order] == c][:k] for c in range(classes)])
-            rest = np.setdiff1d(order, rows)
+            rows, rest = _draw(y, order, counts, k)
             for g, fitted in enumerate(ridge(x[rows], y[rows], classes, l2)):
                 if len(l2) > 1:
                     chosen[g] += (fitted.logits(x[rest]).argmax(-1) == y[rest]).mean()
                 tested[g] += fitted.logits(test_x).argmax(-1) == test_y
         figures[k] = mean_figure(tested[chosen.argmax()] / draws)
     return figures
+
+
+def _draw(
+    labels: np.ndarray, order: np.ndarray, counts: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the first k examples of each class in this order, the first of the others)."""
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    starts = np.cumsum(counts) - counts
+    rows = by_class[(starts[:, None] + np.arange(k)).ravel()]
+    free = np.ones(len(labels), bool)
+    free[rows] = False
+    return rows, order[free[order]][:_JUDGES]

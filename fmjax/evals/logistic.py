@@ -60,8 +60,8 @@ def fit_logistic(
     """Minimises mean cross-entropy + l2 / 2 · |kernel|², the bias being free, for all l2 at once.
 
     Convex, so there is one optimum; scikit-learn's `LogisticRegression(C=1 / (l2 · B))` has the
-    same. L-BFGS (Liu & Nocedal 1989) with a line search for the strong Wolfe conditions; the
-    logits of `chunk` examples are held at a time.
+    same. L-BFGS (Liu & Nocedal 1989) with a line search for the strong Wolfe conditions. The
+    features stay on the device; the logits of `chunk` examples are held at a time.
 
     Args:
       features: f[B, D].

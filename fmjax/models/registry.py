@@ -32,6 +32,7 @@ _FAMILIES = {
     "mixtral": ("mixtral", "MixtralConfig", "Mixtral"),
     "qwen2": ("qwen", "QwenConfig", "Qwen"),
     "qwen3": ("qwen", "QwenConfig", "Qwen"),
+    "resnet": ("resnet", "ResNetConfig", "ResNet"),
     "roberta": ("bert", "BertConfig", "Bert"),
     "siglip": ("siglip", "SiglipConfig", "Siglip"),
     "siglip_text_model": ("siglip", "SiglipTextConfig", "SiglipText"),

@@ -139,7 +139,7 @@ class ContrastiveImageText(ImageText):
         factor = jax.lax.stop_gradient(jnp.exp(log_scale.astype(jnp.float32)))
         return loss_sum, weight, metrics | {"logit_scale": (factor * weight, weight)}
 
-    def project(self, trained: Any) -> Any:
+    def project(self, trained: Any, extra: Any) -> Any:
         """The trained parameters after an update, `logit_scale` brought back into its bounds."""
         if self.max_scale is None:
             return trained

@@ -8,7 +8,7 @@ from fmjax.recipes.finetune import Finetune
 from fmjax.recipes.options import Adaptation, Cadence, Data, Hardware, Masking, Optimization
 from fmjax.recipes.pretrain import Pretrain
 from fmjax.recipes.tasks import Embed, EvaluateTask, FinetuneTask, Predict
-from fmjax.recipes.vision import Classify, EmbedImages, Retrieve
+from fmjax.recipes.vision import Classify, EmbedImages, PretrainImages, Retrieve
 
 __all__ = [
     "Adaptation",
@@ -27,5 +27,6 @@ __all__ = [
     "Optimization",
     "Predict",
     "Pretrain",
+    "PretrainImages",
     "Retrieve",
 ]

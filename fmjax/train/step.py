@@ -36,8 +36,8 @@ class Objective(Protocol):
 
     An objective may also have `summarize(means) → means`, applied to the means of an evaluation;
     `unit`, "tokens" unless it says "examples": what the speed of a run is measured in;
-    `project(trained) → trained`, applied to the trained variables after each update, such as a
-    bound on one of them; and, if it does not decompose, `embed` and `compare`, see
+    `project(trained, extra) → trained`, applied to the trained variables after each update, such
+    as a bound on one of them; and, if it does not decompose, `embed` and `compare`, see
     `fmjax.train.gradient_cache`.
     """
 
@@ -71,6 +71,7 @@ class Step:
         # embeds it.
         decomposes = getattr(self.objective, "decomposes", True)
         self._summed, self._embedded = (self.accumulate, 1)[:: 1 if decomposes else -1]
+        self._checked: set[int] = set()
 
     @property
     def unit(self) -> str:
@@ -159,7 +160,8 @@ class Step:
     # The step itself.
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One update. Consumes (donates) the trained arrays, optimizer state and extra of `state`.
+        """One update. Consumes (donates) the trained arrays, optimizer state and extra of `state`;
+        the first one warns where it does not, see `fmjax.train.donation`.
 
         Returns:
           The next state, and f32 scalars left on the device: loss, grad_norm (before clipping),
@@ -167,6 +169,10 @@ class Step:
           schedule is known, skipped (updates so far that were not finite), and the objective's own.
         """
         update, arguments, frozen = self._prepare(state, batch)
+        if id(update) not in self._checked:
+            # The call below takes the program that is compiled here: nothing is compiled twice.
+            check_donation(update.lower(*arguments).compile(), arguments[0])
+            self._checked.add(id(update))
         (trained, opt_state, extra), (step, skipped), metrics = update(*arguments)
         return TrainState(
             step, tree.combine(trained, frozen), opt_state, extra, state.rng, skipped
@@ -251,7 +257,7 @@ class Step:
             updates, new_opt_state = update(grads, opt_state, trained)
             new = optax.apply_updates(trained, updates)
             if hasattr(self.objective, "project"):
-                new = self.objective.project(new)
+                new = self.objective.project(new, new_extra)
             return new, new_opt_state, new_extra
 
         # A branch, not a select: it updates in place on every backend, where selecting per leaf

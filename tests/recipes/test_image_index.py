@@ -48,7 +48,7 @@ def test_only_new_and_changed_files_are_read(folder, bring_up_to_date):
     index, changes, seen = bring_up_to_date(index)
     assert seen == ["0.png", "b.png", "bad.png"]
     assert index.names == ("0.png", "a.png", "b.png") and index.vectors.tolist() == [[0], [1], [22]]
-    assert str(changes) == "1 images as before, 1 new, 1 changed, 1 removed"
+    assert str(changes) == "1 kept, 1 new, 1 changed, 1 removed"
     # The same size, another time.
     os.utime(folder / "a.png", ns=(1, 1))
     assert "a.png" in bring_up_to_date(index)[2]

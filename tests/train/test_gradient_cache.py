@@ -123,6 +123,6 @@ def test_the_scale_is_brought_back_after_the_update_as_in_the_original():
         np.testing.assert_allclose(metrics["logit_scale"], np.exp(start), rtol=1e-5)
         assert after["logit_bias"] == -1.5  # Nothing else is bounded.
     # Only what is trained is.
-    assert objective.project({"params": {"w": 7.0}}) == {"params": {"w": 7.0}}
+    assert objective.project({"params": {"w": 7.0}}, {}) == {"params": {"w": 7.0}}
     free = ContrastiveImageText(max_scale=None)
-    assert free.project({"params": {"logit_scale": 7.0}}) == {"params": {"logit_scale": 7.0}}
+    assert free.project({"params": {"logit_scale": 7.0}}, {}) == {"params": {"logit_scale": 7.0}}

@@ -59,11 +59,10 @@ def hue(x: jax.Array, shift: jax.Array) -> jax.Array:
     top, bottom = jnp.max(x, -1), jnp.min(x, -1)
     spread = top - bottom
     safe = jnp.where(spread == 0, 1, spread)
-    sixth = jnp.where(
-        top == r,
-        (g - b) / safe,
-        jnp.where(top == g, 2 + (b - r) / safe, 4 + (r - g) / safe),
-    )
+    # By order, not by `top == r`: compilers may round the two sides differently. Where two channels
+    # tie, both formulas agree.
+    red, green = (r >= g) & (r >= b), g >= b
+    sixth = jnp.where(red, (g - b) / safe, jnp.where(green, 2 + (b - r) / safe, 4 + (r - g) / safe))
     angle = sixth + 6 * shift[:, None, None]
 
     # Of each channel: the value less the spread, by how far its own colour is.

@@ -31,8 +31,14 @@ _PHOTOGRAPHS = {
 }
 
 
-def digits() -> Examples:
+def digits(split: str = "all") -> Examples:
     """scikit-learn's handwritten digits: 1,797 grey pictures of 8 × 8 pixels, ten classes.
+
+    Digits of a writer stand together, so the splits, the first and the second half as in
+    scikit-learn's own examples, are by different hands.
+
+    Args:
+      split: "train", "validation" or "all".
 
     Source: the test set of "Optical Recognition of Handwritten Digits", UCI (Alpaydin and Kaynak,
     1998), CC BY 4.0.
@@ -47,7 +53,9 @@ def digits() -> Examples:
         for image, label in zip(images, data.target, strict=True)
     ]
     names = [f"digit {i}" for i in range(len(examples))]
-    return Examples(examples, [str(d) for d in range(10)], names)
+    half = len(examples) // 2
+    part = {"train": slice(half), "validation": slice(half, None), "all": slice(None)}[split]
+    return Examples(examples[part], [str(d) for d in range(10)], names[part])
 
 
 def photographs(tile: int | None = None) -> Examples:

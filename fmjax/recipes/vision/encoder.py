@@ -70,7 +70,7 @@ class Encoder:
         run = self._compiled(lambda apply, batch: pick(apply(**batch), batch["pixel_values"]))
         with counting(what, len(files)) as advance:
             read = Read()
-            batches = pixel_batches(files, self.processor, self.batch_size, read, advance)
+            batches = pixel_batches(files, self.processor.pixels, self.batch_size, read, advance)
             first = next(batches, None)
             if first is None:  # nothing could be read: no vectors, of no width
                 return read, np.zeros((0, 0), np.float32)
@@ -172,10 +172,16 @@ def image_vectors(config: Any, pooling: str = "") -> Callable[[Any, jax.Array], 
 
     Args:
       config: of the model.
-      pooling: "cls" the first token, "mean" the patches' mean; "" what the model is meant to be
-        read by: the common space with texts, its own pooling, else the first token. The pooler that
-        transformers puts on ViT does not count, which most files lack.
+      pooling: of the last layer's tokens, "cls" the first one, "mean" the patches' mean; "" what
+        the model is meant to be read by: the common space with texts, its own pooling, else the
+        first token. The pooler that transformers puts on ViT, which most files lack, does not
+        count.
+
+    Raises:
+      ConfigError: a pooling of tokens for a model that has none.
     """
+    if pooling and not hasattr(getattr(config, "vision_config", config), "patch_size"):
+        raise ConfigError(f"--pooling {pooling}: {config.model_type} has no tokens; leave it out")
 
     def pick(output: Any, pixels: jax.Array) -> jax.Array:
         tower = getattr(output, "vision_model_output", None) or output

@@ -41,10 +41,9 @@ class Changes:
     unreadable: dict[Path, str]
 
     def __str__(self) -> str:
-        parts = [f"{self.kept:,} images as before", f"{self.added:,} new"]
-        parts += [f"{n:,} {what}" for n, what in
-                  ((self.changed, "changed"), (self.removed, "removed")) if n]  # fmt: skip
-        return ", ".join(parts)
+        counts = {"kept": self.kept, "new": self.added, "changed": self.changed}
+        counts["removed"] = self.removed
+        return ", ".join(f"{n:,} {what}" for what, n in counts.items() if n or what == "kept")
 
 
 Embed = Callable[[Sequence[Path]], tuple[list[int], np.ndarray, dict[Path, str]]]
@@ -105,7 +104,8 @@ def read_index(path: Path) -> tuple[Index | None, str]:
     if not path.is_file():
         return None, "there is none yet"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, as NumPy leaves damaged archives open.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             about = json.loads(file["about"].tobytes())
             if about["version"] != VERSION:
                 return None, f"{path} was written by another version"

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from fmjax.core.errors import DataError
-from fmjax.data.images import SUFFIXES, ImageError, decode_image
+from fmjax.data.images import ImageError, decode_image
+from fmjax.data.images.decode import SUFFIXES
 
 _SHOWN = 3
 """Files that are named when some cannot be read."""

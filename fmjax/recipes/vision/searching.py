@@ -49,10 +49,9 @@ def retrieve(settings: Retrieve) -> None:
         dtype=settings.dtype,
         batch_size=settings.batch_size,
     )
-    if settings.text and encoder.tokenizer is None:
-        encoder.texts(settings.text)  # says what it lacks, before the folder is read
+    queries = _queries(settings, encoder)
     index = _index(settings, encoder, files)
-    found = _search(settings, encoder, index)
+    found = _search(settings, queries, index)
     if settings.html is not None:
         report.write(settings.html, _page(settings, found, len(index.names)))
     _print(found, settings.json)
@@ -88,8 +87,8 @@ def _index(settings: Retrieve, encoder: Encoder, files: Sequence[Path]) -> indic
     return index
 
 
-def _search(settings: Retrieve, encoder: Encoder, index: indices.Index) -> list[Found]:
-    queries: list[str | Path] = [*settings.text, *settings.image]
+def _queries(settings: Retrieve, encoder: Encoder) -> np.ndarray:
+    """f32[queries, D]: of the texts, then of the images."""
     vectors = []
     if settings.text:
         vectors.append(encoder.texts(settings.text))
@@ -98,11 +97,16 @@ def _search(settings: Retrieve, encoder: Encoder, index: indices.Index) -> list[
         read, found = encoder.look(pick, settings.image, "looking")
         if read.unreadable:
             file, reason = next(iter(read.unreadable.items()))
-            raise DataError(f"--image {file}: {reason}")
+            raise DataError(f"--image {file}: {reason}; give an image that can be read")
         vectors.append(found)
+    return np.concatenate(vectors)
+
+
+def _search(settings: Retrieve, vectors: np.ndarray, index: indices.Index) -> list[Found]:
+    queries: list[str | Path] = [*settings.text, *settings.image]
     # One more, in whose place the query itself may stand.
     k = min(settings.top + bool(settings.image), len(index.names))
-    neighbours = nearest(np.concatenate(vectors), index.vectors, k)
+    neighbours = nearest(vectors, index.vectors, k)
     out = []
     for query, cosines, rows in zip(queries, *neighbours, strict=True):
         own = query.resolve() if isinstance(query, Path) else None

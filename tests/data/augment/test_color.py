@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
+from quick import QUICK
 
 from fmjax.core.errors import ConfigError
 from fmjax.data.augment import color, gaussian_blur, rand_augment
 from fmjax.data.augment.rand_augment import OPERATIONS, apply_operation
 
 B, H, W = 4, 10, 13
+
+
+def once(function, *arguments):
+    """Compiled quickly, to run once."""
+    return jax.jit(function, compiler_options=QUICK)(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +59,15 @@ def blended(x, other, factors=FACTORS):
 
 def test_brightness_contrast_and_saturation_are_blends(x):
     f = jnp.asarray(FACTORS)
-    np.testing.assert_allclose(color.brightness(x, f), blended(x, 0 * x), atol=1e-6)
+    np.testing.assert_allclose(once(color.brightness, x, f), blended(x, 0 * x), atol=1e-6)
     mean = luma(x).mean((1, 2, 3), keepdims=True)
-    np.testing.assert_allclose(color.contrast(x, f), blended(x, mean), atol=1e-6)
-    np.testing.assert_allclose(color.saturation(x, f), blended(x, luma(x)), atol=1e-6)
+    np.testing.assert_allclose(once(color.contrast, x, f), blended(x, mean), atol=1e-6)
+    np.testing.assert_allclose(once(color.saturation, x, f), blended(x, luma(x)), atol=1e-6)
 
 
 def test_hue_turns_the_circle_of_colorsys(x):
     shifts = np.array([0.0, 0.1, -0.5, 0.37], np.float32)
-    ours = color.hue(x, jnp.asarray(shifts))
+    ours = once(color.hue, x, jnp.asarray(shifts))
     for image, shift, mine in zip(x, shifts, ours, strict=True):
         np.testing.assert_allclose(mine, turned(image, shift), atol=1e-5)
 
@@ -70,7 +76,7 @@ def test_jitter_takes_each_image_in_its_own_order(x):
     order = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1]])
     factors = np.array([[0.7, 1.3, 0.5], [1.2, 0.6, 1.4], [1, 1, 0], [0.9, 1.9, 1.1]])
     shift = np.array([0.1, -0.05, 0.2, 0.0])
-    ours = color.jitter_by(*map(jnp.asarray, (x, factors.astype("f4"), shift, order)))
+    ours = once(color.jitter_by, *map(jnp.asarray, (x, factors.astype("f4"), shift, order)))
     for i in range(B):
         y = np.asarray(x, np.float64)[i : i + 1]
         for op in order[i]:
@@ -84,7 +90,9 @@ def test_jitter_takes_each_image_in_its_own_order(x):
 
 def test_jitter_draws_from_the_ranges(x):
     white = jnp.ones((2000, 1, 1, 3))
-    ours = color.jitter(jax.random.key(0), white, (0.4, 0.0, 0.0, 0.0))[:, 0, 0, 0]
+    ours = once(lambda k: color.jitter(k, white, (0.4, 0.0, 0.0, 0.0)), jax.random.key(0))[
+        :, 0, 0, 0
+    ]
     # Uniform in [.6, 1.4], and cut at 1.
     assert ours.min() > 0.6 and ours.max() == 1
     np.testing.assert_allclose(ours.mean(), 0.9, atol=0.01)
@@ -95,16 +103,16 @@ def each(levels, change):
 
 
 def test_changes_of_levels_are_pillows(levels, x):
-    equal = np.asarray(color.equalize(x)) * 255
+    equal = np.asarray(once(color.equalize, x)) * 255
     np.testing.assert_allclose(equal, each(levels, ImageOps.equalize), atol=1e-3)
-    stretched = np.asarray(color.autocontrast(x)) * 255
+    stretched = np.asarray(once(color.autocontrast, x)) * 255
     # Pillow cuts its table to whole levels.
     assert np.abs(stretched - each(levels, ImageOps.autocontrast)).max() < 1 + 1e-3
     bits = np.asarray(color.posterize(x, jnp.full((B,), 3))) * 255
     np.testing.assert_allclose(bits, each(levels, lambda i: ImageOps.posterize(i, 3)), atol=1e-3)
     sun = np.asarray(color.solarize(x, 128 / 255)) * 255
     np.testing.assert_allclose(sun, each(levels, ImageOps.solarize), atol=1e-3)
-    soft = np.asarray(color.smooth(x)) * 255
+    soft = np.asarray(once(color.smooth, x)) * 255
     pillow = each(levels, lambda image: image.filter(ImageFilter.SMOOTH))
     assert np.abs(soft - pillow).max() <= 0.5 + 1e-3
 
@@ -112,7 +120,7 @@ def test_changes_of_levels_are_pillows(levels, x):
 @pytest.mark.parametrize("radius", [1, 4])
 def test_blur_is_a_mirrored_convolution(x, radius):
     sigma = np.array([0.1, 0.8, 2.0, 5.0], np.float32)
-    ours = gaussian_blur(x, jnp.asarray(sigma), radius)
+    ours = once(lambda x, s: gaussian_blur(x, s, radius), x, jnp.asarray(sigma))
     d = np.arange(-radius, radius + 1)
     for image, s, mine in zip(x, sigma, ours, strict=True):
         kernel = np.exp(-0.5 * (d / s) ** 2)
@@ -150,7 +158,9 @@ REFERENCE = {
 
 @pytest.fixture(scope="module")
 def operate():
-    return jax.jit(lambda x, chosen, sign: apply_operation(x, chosen, sign, STRENGTH))
+    return jax.jit(
+        lambda x, chosen, sign: apply_operation(x, chosen, sign, STRENGTH), compiler_options=QUICK
+    )
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE))
@@ -187,7 +197,7 @@ def test_each_image_has_its_own_operation(x, operate):
 
 
 def test_rand_augment_depends_on_its_key(x):
-    draw = jax.jit(lambda key: rand_augment(key, x, 1, 15))
+    draw = jax.jit(lambda key: rand_augment(key, x, 1, 15), compiler_options=QUICK)
     a, b, again = draw(jax.random.key(0)), draw(jax.random.key(1)), draw(jax.random.key(0))
     np.testing.assert_array_equal(a, again)
     assert np.abs(a - b).max() > 0.1 and a.min() >= 0 and a.max() <= 1

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from quick import QUICK
 
 from fmjax.core.errors import ConfigError
 from fmjax.data.augment import center_crop, crop_resize, random_boxes
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def once(function, *static, **options):
+    """Compiled quickly: function(images, boxes) with what follows fixed."""
+    return jax.jit(lambda x, boxes: function(x, boxes, *static, **options), compiler_options=QUICK)
 
 
 def images(B=3, H=23, W=31, C=3, seed=0):
@@ -33,7 +39,7 @@ BOXES = np.array([[0, 0, 23, 31], [5, 7, 9, 20], [22, 3, 1, 3]], np.float32)
 @pytest.mark.parametrize("size", [(7, 11), (40, 17)])
 def test_crops_are_resized_as_by_pillow(method, size):
     x = images()
-    ours = crop_resize(jnp.asarray(x), jnp.asarray(BOXES), size, method)
+    ours = once(crop_resize, size, method)(x, BOXES)
     for image, box, mine in zip(x, BOXES.astype(int), ours, strict=True):
         t, left, h, w = box
         wanted = pillow(image[t : t + h, left : left + w], size, method)
@@ -43,7 +49,7 @@ def test_crops_are_resized_as_by_pillow(method, size):
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
 def test_without_antialiasing_it_is_torchs_interpolate(method):
     x = images()
-    ours = crop_resize(jnp.asarray(x), jnp.asarray(BOXES), (9, 13), method, antialias=False)
+    ours = once(crop_resize, (9, 13), method, antialias=False)(x, BOXES)
     for image, box, mine in zip(x, BOXES.astype(int), ours, strict=True):
         t, left, h, w = box
         crop = torch.tensor(image[t : t + h, left : left + w]).permute(2, 0, 1)[None]
@@ -54,9 +60,8 @@ def test_without_antialiasing_it_is_torchs_interpolate(method):
 def test_bytes_become_shares_and_flips_mirror():
     x = (images() * 255).astype(np.uint8)
     flip = jnp.array([True, False, True])
-    boxes = jnp.asarray(BOXES)
-    plain = crop_resize(jnp.asarray(x / np.float32(255)), boxes, (8, 8))
-    ours = crop_resize(jnp.asarray(x), boxes, (8, 8), flip=flip)
+    plain = once(crop_resize, (8, 8))(x / np.float32(255), BOXES)
+    ours = once(crop_resize, (8, 8), flip=flip)(x, BOXES)
     wanted = np.where(np.array(flip)[:, None, None, None], plain[:, :, ::-1], plain)
     np.testing.assert_allclose(ours, wanted, atol=1e-6)
 
@@ -68,7 +73,7 @@ def test_the_middle_is_that_of_resize_and_crop(resize, size):
     real = np.array([[23, 31], [11, 30], [20, 9]])
     for image, (h, w) in zip(x, real, strict=True):
         image[h:] = image[:, w:] = 9.0
-    ours = center_crop(jnp.asarray(x), jnp.asarray(real), resize, size, "bicubic")
+    ours = once(center_crop, resize, size, "bicubic")(x, real)
     for image, (h, w), mine in zip(x, real, ours, strict=True):
         new = [resize * side // min(h, w) for side in (h, w)]
         whole = pillow(image[:h, :w], new, "bicubic")
@@ -85,7 +90,7 @@ def test_the_middle_is_that_of_resize_and_crop(resize, size):
 def test_boxes_are_spread_as_asked_and_lie_within_the_image():
     B = 4000
     real = jnp.tile(jnp.array([[200, 300], [300, 160]]), (B // 2, 1))
-    boxes = np.asarray(random_boxes(jax.random.key(0), real, (0.08, 1.0)))
+    boxes = np.asarray(once(random_boxes, (0.08, 1.0))(jax.random.key(0), real))
     top, left, h, w = boxes.T
     H, W = np.asarray(real).T
     assert (boxes == np.round(boxes)).all() and (h >= 1).all() and (w >= 1).all()
@@ -106,7 +111,7 @@ def test_boxes_are_spread_as_asked_and_lie_within_the_image():
 
 def test_images_that_no_box_fits_give_their_middle():
     real = jnp.array([[10, 100], [100, 10], [1, 1]])
-    boxes = np.asarray(random_boxes(jax.random.key(1), real, (0.9, 1.0)))
+    boxes = np.asarray(once(random_boxes, (0.9, 1.0))(jax.random.key(1), real))
     np.testing.assert_array_equal(boxes, [[0, 43, 10, 13], [43, 0, 13, 10], [0, 0, 1, 1]])
 
 
