@@ -5,6 +5,8 @@ from fmjax.objectives.batch_statistics import BatchStatistics, with_batch_statis
 from fmjax.objectives.causal_lm import CausalLM, next_token_targets
 from fmjax.objectives.classification import SequenceClassification
 from fmjax.objectives.contrastive import ContrastiveImageText, clip_loss
+from fmjax.objectives.dino import DINO
+from fmjax.objectives.dinov2 import DINOv2
 from fmjax.objectives.embedding import SentenceEmbedding
 from fmjax.objectives.image_classification import ImageClassification
 from fmjax.objectives.mae import MaskedAutoencoding
@@ -27,6 +29,8 @@ __all__ = [
     "BatchStatistics",
     "CausalLM",
     "ContrastiveImageText",
+    "DINO",
+    "DINOv2",
     "DPO",
     "ImageClassification",
     "MaskedAutoencoding",

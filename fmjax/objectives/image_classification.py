@@ -10,8 +10,15 @@ import jax.numpy as jnp
 from fmjax.core.errors import DataError
 from fmjax.objectives.classes import check_options, weighted_cross_entropy
 from fmjax.objectives.cross_entropy import picked
-from fmjax.objectives.image_inputs import forward_images, pixels, row_weight
-from fmjax.objectives.inputs import IGNORE, Batch, Metrics, OverExamples, output_field
+from fmjax.objectives.image_inputs import forward_images, pixels
+from fmjax.objectives.inputs import (
+    IGNORE,
+    Batch,
+    Metrics,
+    OverExamples,
+    example_weight,
+    output_field,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +68,7 @@ class ImageClassification(OverExamples):
         """
         output = forward_images(apply, variables, pixels(batch), rng)
         logits = output_field(output, "logits", 2, "image-classification")
-        labels, rows = _labels(batch, logits), row_weight(batch, logits.shape[0])
+        labels, rows = _labels(batch, logits), example_weight(batch)
         if labels.ndim == 1:
             losses, weights = weighted_cross_entropy(logits, labels, None, self.label_smoothing)
             true, counted = labels, (labels != IGNORE) * rows

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fmjax.core.errors import DataError
-from fmjax.objectives.inputs import Batch, target
+from fmjax.objectives.inputs import Batch
 
 
 def forward_images(
@@ -33,15 +32,3 @@ def pixels(batch: Batch, name: str = "pixel_values", axes: str = "B, H, W, C") -
         got = "missing" if x is None else f"of shape {x.shape}"
         raise DataError(f"{name} is {got}; it must be [{axes}], see fmjax.data.augment")
     return x
-
-
-def row_weight(batch: Batch, rows: int) -> jax.Array:
-    """The weight of each row, f32 [B]: the batch's example_weight, else 1.
-
-    Raises:
-      DataError: example_weight is not a float for each row.
-    """
-    if "example_weight" not in batch:
-        return jnp.ones(rows, jnp.float32)
-    what = "0 on rows that only fill the batch"
-    return target(batch, "example_weight", jnp.floating, [(rows,)], what).astype(jnp.float32)

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from quick import environ
 
 import fmjax
 from fmjax import peft
@@ -234,7 +235,7 @@ def test_a_stopped_run_saves_and_goes_on(train_args, tmp_path):
     arguments += ["--eval-every", "0", "--schedule", "constant"]
     process = subprocess.Popen(
         [sys.executable, "-m", "fmjax", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ(8),
     )  # fmt: skip
     deadline = time.time() + 120
     while not (run / "metrics.jsonl").exists() or len(log(run)) < 3:

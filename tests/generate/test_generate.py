@@ -250,6 +250,7 @@ def test_calls_in_the_same_buckets_share_a_program(llama):
     assert decoding.run._cache_size() == before + 1
 
 
+@pytest.mark.optimised
 # Falcon 7B has one key–value head: with one row, none of the cache's leading axes is left.
 @pytest.mark.parametrize(
     ("name", "depth"), [("gpt2", {"n_layer": 2}), ("falcon-7b", {"num_hidden_layers": 2})]

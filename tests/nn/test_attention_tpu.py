@@ -18,6 +18,8 @@ from fmjax.objectives import CausalLM
 from fmjax.parallel import make_mesh
 from fmjax.train import adamw, make_step
 
+pytestmark = pytest.mark.optimised
+
 SEQUENCE = 4096
 
 

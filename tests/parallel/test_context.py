@@ -202,6 +202,7 @@ def test_training_is_that_of_one_device():
     assert expected[-1][0] < expected[0][0]
 
 
+@pytest.mark.optimised
 def test_activation_memory_falls_with_the_context_axis():
     """Peak temporaries of a whole step of the loss, at 1, 2, 4 and 8 devices."""
     config = LLAMA | {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 8}

@@ -203,6 +203,7 @@ def test_swapping_rows_and_adapters_compiles_nothing(llama, adapters):
     assert np.abs(first - run(bank, jnp.asarray(ROWS[::-1]))).max() > 0.05
 
 
+@pytest.mark.optimised
 def test_no_row_has_its_own_copy_of_the_base():
     B, size, rank = 8, 256, 2
     layer = Dense(size, ("embed", "mlp"))

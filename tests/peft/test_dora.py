@@ -127,6 +127,7 @@ def test_dropout_goes_through_base_and_branch_as_in_peft(llama, kit):
     )
 
 
+@pytest.mark.optimised
 def test_the_norm_needs_no_second_matrix():
     """Beside W nothing of W's size: the temporaries of the norm are those of rank r."""
     size, rank = 512, 4

@@ -245,6 +245,7 @@ def test_adapters_lie_like_their_kernels(llama):
         peft.init(KEY, spec, llama.model, mesh=mesh, rules=[("layers", None), ("embed", "fsdp")])
 
 
+@pytest.mark.optimised
 def test_init_holds_no_base_weight(llama):
     spec = peft.LoRA(rank=2, targets="all-linear")
     made = jax.jit(lambda k, p: peft.init(k, spec, llama.model, p)).lower(KEY, llama.params)

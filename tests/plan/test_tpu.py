@@ -14,7 +14,7 @@ from fmjax.recipes.plan import plan_case
 from fmjax.recipes.plan_apart import plan_apart
 from fmjax.recipes.plan_cases import Case
 
-pytestmark = pytest.mark.usefixtures("libtpu")
+pytestmark = [pytest.mark.usefixtures("libtpu"), pytest.mark.optimised]
 
 SIZES = {
     "num_hidden_layers": 2,

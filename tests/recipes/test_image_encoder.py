@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ import transformers
 from PIL import Image
 
 from fmjax.core.errors import ConfigError
+from fmjax.nn.attention_maps import attention_maps
 from fmjax.recipes.vision.encoder import image_vectors, open_encoder, token_rows
 
 SIZES = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
@@ -73,6 +75,35 @@ def test_masked_autoencoder(opened, files):
     order = torch.arange(4.0).repeat(3, 1)
     states = other.vit(pixels(encoder, files), noise=order).last_hidden_state
     compare(encoder, files, states[:, 0])
+
+
+@torch.no_grad()
+def test_dinov2_with_registers(opened, files):
+    """The first token; the patches' mean is without the registers. And where the heads look."""
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2)
+    config = transformers.Dinov2WithRegistersConfig(
+        **sizes, image_size=8, patch_size=4, num_register_tokens=3, initializer_range=0.5,
+        layerscale_value=1.0, attn_implementation="eager",
+    )  # fmt: skip
+    other, encoder = opened("Dinov2WithRegistersModel", config)
+    out = other(pixels(encoder, files), output_attentions=True)
+    compare(encoder, files, out.pooler_output)
+    compare(encoder, files, out.last_hidden_state[:, 4:].mean(1), "mean")
+    images = pixels(encoder, files).permute(0, 2, 3, 1).numpy()
+    maps = jax.jit(lambda v: attention_maps(encoder.model, v, images))(encoder.variables)
+    expected = out.attentions[-1][:, :, 0, 4:].reshape(3, 2, 2, 2)
+    np.testing.assert_allclose(maps, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_resnet(opened, files):
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic"
+    )
+    other, encoder = opened("ResNetForImageClassification", config)
+    compare(encoder, files, other.resnet(pixels(encoder, files)).pooler_output[..., 0, 0])
+    with pytest.raises(ConfigError, match="resnet has no tokens"):
+        image_vectors(encoder.model.config, "cls")
 
 
 @torch.no_grad()

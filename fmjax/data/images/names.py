@@ -5,8 +5,9 @@ from pathlib import Path
 
 from fmjax.core.errors import DataError
 from fmjax.data.images import real
+from fmjax.data.images.folders import ImageFolder, folder_splits
 from fmjax.data.images.openmoji_tfds import openmoji
-from fmjax.data.images.sources import SPLITS, ImageFolder, ImageSource, folder_splits, hash_split
+from fmjax.data.images.sources import SPLITS, ImageSource, hash_split
 from fmjax.data.images.tables import SUFFIXES, TableImages
 from fmjax.data.images.tar import TarImages
 from fmjax.data.images.tfds_images import TfdsImages, has_split

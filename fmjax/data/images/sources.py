@@ -6,16 +6,13 @@ such, `label` (int), `caption` (str) and `captions` (several, the first of which
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmjax.core.errors import DataError
-from fmjax.data.images.decode import SUFFIXES
 
 SPLITS = ("train", "validation", "all")
-_HELD_OUT_NAMES = ("validation", "val", "valid", "test")  # the first that is there
 
 
 class ImageSource:
@@ -44,6 +41,15 @@ class ImageSource:
     def select(self, indices: Iterable[int]) -> "ImageSource":
         """The source of some of the examples, in the order of `indices`."""
         return _Selection(self, np.fromiter(indices, np.int64))
+
+    def sample(self, count: int, seed: int = 0) -> "ImageSource":
+        """`count` of the examples drawn by chance, in their own order; all if there are no more.
+
+        What comes first in a folder is of its first classes only.
+        """
+        if count >= len(self):
+            return self
+        return self.select(np.sort(np.random.RandomState(seed).permutation(len(self))[:count]))
 
 
 class _Selection(ImageSource):
@@ -138,99 +144,19 @@ class Concatenated(ImageSource):
         return source.group(at)
 
 
-class ImageFolder(ImageSource):
-    """Picture files below a directory, read when they are asked for.
+def caption_table(source: ImageSource) -> tuple[list[str], np.ndarray]:
+    """Every caption of every example, and which one each is of: texts, i64[T].
 
-    Where the directory has sub-directories, the first one on a file's path is its class, and
-    classes are numbered in the order of their names; a flat directory has no labels. If `train` and
-    one of `validation`, `val`, `valid` and `test` are among the sub-directories, they are the
-    splits and hold the classes.
-
-    Args:
-      directory: hidden files, and files without a picture's suffix, are passed over.
-      split: "train", "validation" or "all". Directories without splits have only "all".
-      class_names: the classes in this order, rather than those that are there in their own.
-
-    Raises:
-      DataError: no such directory, no pictures in it, pictures beside the classes' directories, or
-        a split that it does not have, or a class that is not in `class_names`.
+    For retrieval with several captions a picture. Empty captions are left out.
     """
-
-    def __init__(
-        self,
-        directory: str | Path,
-        split: str = "all",
-        *,
-        class_names: Sequence[str] | None = None,
-    ):
-        root = Path(directory)
-        if not root.is_dir():
-            raise DataError(f"{root}: no such directory; give one with pictures in it")
-        names = folder_splits(root)
-        if split != "all" and not names:
-            raise DataError(f'{root} has no directories of splits; read it with split="all"')
-        roots = [root / name for name in names.values()] or [root]
-        found = [(top, *_pictures(top)) for top in roots]
-        classes = sorted(
-            {path.relative_to(top).parts[0] for top, *_, deep in found for path in deep}
-        )
-        if class_names is not None and (new := [c for c in classes if c not in class_names]):
-            raise DataError(
-                f'{root}: the class "{new[0]}" is none of {", ".join(class_names)}; rename the '
-                "directory, or give other class_names"
-            )
-        classes = classes if class_names is None or not classes else list(class_names)
-        numbers = {name: i for i, name in enumerate(classes)}
-        self._root, self.class_names = root, tuple(classes)
-        self._paths: list[Path] = []
-        self._labels: list[int] = []
-        for top, flat, deep in found:
-            if classes and flat:
-                raise DataError(
-                    f"{flat[0]} lies beside the directories of classes ({', '.join(classes[:5])}); "
-                    "move it into the one of its class"
-                )
-            if split != "all" and top.name != names[split]:
-                continue
-            self._paths += flat + deep
-            self._labels += [numbers[path.relative_to(top).parts[0]] for path in deep]
-        if not self._paths:
-            raise DataError(
-                f"{root}: no pictures there; give a directory of files such as .png and .jpg"
-            )
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        example: dict[str, Any] = {"image": self._paths[index]}
-        return example | ({"label": self._labels[index]} if self._labels else {})
-
-    def name(self, index: int) -> str:
-        return str(self._paths[index])
-
-    def group(self, index: int) -> str:
-        # Not the whole path, so that a set is split alike wherever it lies.
-        return self._paths[index].relative_to(self._root).as_posix()
-
-
-def folder_splits(root: Path) -> dict[str, str]:
-    """Split → name of its directory, if `root` has a directory for each; else {}."""
-    held_out = [name for name in _HELD_OUT_NAMES if (root / name).is_dir()]
-    if not (root / "train").is_dir() or not held_out:
-        return {}
-    return {"train": "train", "validation": held_out[0]}
-
-
-def _pictures(root: Path) -> tuple[list[Path], list[Path]]:
-    """Picture files in `root` itself, and below it, in a fixed order."""
-    flat, deep = [], []
-    for path in sorted(root.rglob("*")):
-        parts = path.relative_to(root).parts
-        hidden = any(part.startswith(".") for part in parts)
-        if not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
-            (flat if len(parts) == 1 else deep).append(path)
-    return flat, deep
+    texts, owners = [], []
+    for i in range(len(source)):
+        example = source[i]
+        several = example.get("captions") or (example.get("caption"),)
+        kept = [text for text in several if isinstance(text, str) and text.strip()]
+        texts += kept
+        owners += [i] * len(kept)
+    return texts, np.array(owners, np.int64)
 
 
 def hash_split(

@@ -2,6 +2,7 @@
 
 from fmjax.convert import TRANSPOSE, Permute, Row
 from fmjax.models.resnet.config import ResNetConfig
+from fmjax.models.vision_rows import prefixed
 
 # [out, in, height, width] in the files, [height, width, in, out] here.
 _KERNEL = Permute((2, 3, 1, 0))
@@ -22,6 +23,8 @@ def rows(config: ResNetConfig) -> list[Row]:
             for conv in range(2 if config.layer_type == "basic" else 3):
                 found += _conv(f"{hf}.layer.{conv}", f"{path}/conv_{conv}")
             before = size
+    # A classifier's files are read without its head, and a bare model's under a new one.
+    found = prefixed(found, "resnet.")
     if config.head is not None:
         found += [
             Row("classifier.1.weight", "classifier/kernel", TRANSPOSE),

@@ -193,6 +193,20 @@ def test_folders(tmp_path: Path) -> None:
     assert flat.class_names == () and "label" not in flat[0]
 
 
+def test_links_in_folders_are_followed_once(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", "cat/0.png")
+    (root / "dog").symlink_to(folder(tmp_path / "elsewhere", "1.png"))
+    (root / "cat" / "round").symlink_to(root)
+    (root / "cat" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    source = ImageFolder(root)
+    assert [source.group(i) for i in range(len(source))] == [
+        "cat/0.png", "cat/gone.png", "dog/1.png",
+    ]  # fmt: skip
+    evaluation = image_eval_batches(source, batch_size=3, image_size=4)
+    assert next(iter(evaluation))["example_weight"].tolist() == [1, 0, 1]
+    assert evaluation.skipped == {"no such file": 1}
+
+
 def test_folders_with_splits(tmp_path: Path) -> None:
     root = folder(tmp_path, "train/cat/0.png", "train/dog/1.png", "val/dog/2.png", "val/emu/3.png")
     for split, labels in {"train": [0, 1], "validation": [1, 2], "all": [0, 1, 1, 2]}.items():
@@ -226,6 +240,24 @@ def test_splits_by_hash_keep_groups_together() -> None:
         hash_split(source, 1.0)
     with pytest.raises(DataError, match="cannot be split"):
         hash_split(Examples([png(0)]), 0.5)
+
+
+def test_a_sample_is_drawn_from_everywhere() -> None:
+    drawn = digits().sample(100)
+    labels = [drawn[i]["label"] for i in range(100)]
+    assert len(drawn) == 100 and set(labels) == set(range(10))
+    again = digits().sample(100)
+    assert [drawn.name(i) for i in range(100)] == [again.name(i) for i in range(100)]
+    assert len(numbered(3).sample(5)) == 3
+
+
+def test_class_names_of_another_set(tmp_path: Path) -> None:
+    root = folder(tmp_path, "dog/0.png", "emu/1.png")
+    source = open_images(root, class_names=["cat", "dog", "emu"])
+    assert source.class_names == ("cat", "dog", "emu")
+    assert [source[i]["label"] for i in range(2)] == [1, 2]
+    with pytest.raises(DataError, match='the class "emu" is none of cat, dog'):
+        open_images(root, class_names=["cat", "dog"])
 
 
 def test_names() -> None:

@@ -1,7 +1,10 @@
 """Every kind of picture becomes RGB, or an error that says why not."""
 
+import functools
 import io
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -123,6 +126,15 @@ def test_broken_exif_is_passed_over() -> None:
         assert decode_image(data).shape == (20, 30, 3)
 
 
+def bomb(width: int, height: int) -> bytes:
+    """A few bytes that claim to be this many pixels."""
+    data = bytearray(encoded(picture()))
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+@functools.cache
 def broken() -> dict[str, tuple[object, str]]:
     png, jpeg = encoded(picture()), encoded(picture(64, 64), "JPEG")
     at = png.index(b"IDAT") + 4
@@ -141,7 +153,8 @@ def broken() -> dict[str, tuple[object, str]]:
         "float file": (encoded(Image.new("F", (4, 4)), "TIFF"), "not an image"),
         "missing": ("/nowhere/a.png", "no such file"),
         "directory": ("/", "unreadable"),
-        "bomb": (encoded(Image.new("1", (9000, 20000))), "too many pixels"),
+        "bomb": (bomb(9000, 20000), "too many pixels"),
+        "larger bomb": (bomb(20000, 20000), "too many pixels"),
         "other": (2**40, "not an image"),
     }
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -127,6 +128,22 @@ def test_other_fields_are_kept(tmp_path: Path) -> None:
     content = CONFIGS["clip"] | {"processor_class": "CLIPProcessor", "do_convert_rgb": True}
     written = ImageProcessor.from_hf(content).to_hf()
     assert content.items() <= written.items()
+
+
+def test_it_travels_with_a_model(tmp_path: Path) -> None:
+    import fmjax
+    from fmjax.models.registry import abstract_params
+
+    model = fmjax.build(
+        "vit-ti16", override={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+                              "intermediate_size": 8, "image_size": 16},
+    )  # fmt: skip
+    params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), abstract_params(model))
+    ours = ImageProcessor.for_model("vit", 16)
+    fmjax.save_pretrained(tmp_path / "a", model, params, image_processor=ours)
+    fmjax.save_pretrained(tmp_path / "b", model, params, carry_from=tmp_path / "a")
+    for name in "ab":
+        assert ImageProcessor.from_pretrained(tmp_path / name) == ours
 
 
 def test_combined_files_of_transformers(tmp_path: Path) -> None:
