@@ -1,8 +1,5 @@
 """Running statistics through whole steps: as torch's training loop leaves them."""
 
-import types
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +11,9 @@ import transformers
 import fmjax
 from fmjax.convert import param_items
 from fmjax.core.errors import ConfigError
-from fmjax.core.execution import Execution
 from fmjax.models.registry import build, get_family
 from fmjax.models.resnet.config import ResNetConfig
+from fmjax.nn.projection import WithHead
 from fmjax.nn.projection_mlp import ProjectionMLP
 from fmjax.objectives import BatchStatistics, SimCLR, with_batch_statistics
 from fmjax.train import lars, make_step
@@ -96,22 +93,9 @@ def test_steps_are_torchs(tmp_path, accumulate):
     np.testing.assert_allclose(total / weight, expected, rtol=1e-5)
 
 
-class Projected(nn.Module):
-    """An encoder of pictures under SimCLR's head."""
-
-    backbone: nn.Module
-    head: nn.Module
-
-    @nn.compact
-    def __call__(self, pixel_values):
-        return types.SimpleNamespace(
-            image_embeds=self.head(self.backbone(pixel_values=pixel_values).pooler_output)
-        )
-
-
 def test_simclr_learns_with_lars_and_leaves_no_part_without_the_others():
     backbone = build(ResNetConfig(**CONFIG, small_images=True))
-    model = Projected(backbone, ProjectionMLP(8, 16, 3, Execution()))
+    model = WithHead(backbone, ProjectionMLP(8, 16, 3), pool="pooler")
     x = np.random.RandomState(2).randn(8, 1, 8, 8, 3)
     # Two views of a picture differ by noise.
     views = x + 0.3 * np.random.RandomState(3).randn(8, 2, 8, 8, 3)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from fmjax.core.errors import ConfigError, DataError
-from fmjax.data import augment
+from fmjax.data import Tokenizer, augment
 from fmjax.data.images import (
     ImageBatches,
     ImageEvalBatches,
@@ -32,6 +32,7 @@ class Pictures:
       examples: number of training pictures.
       whole: raw batch → batch with pixel_values, the middle of each picture, normalised.
       unscaled: the same from 0 to 1.
+      tokenizer: of the captions, if any.
     """
 
     train: ImageBatches
@@ -41,6 +42,13 @@ class Pictures:
     examples: int
     whole: augment.CenterCrop
     unscaled: augment.CenterCrop
+    tokenizer: Tokenizer | None = None
+
+    def words(self, ids: Any) -> str:
+        """A caption i32[T] as text, without its special tokens and filling."""
+        known = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id}
+        known.add(self.tokenizer.pad_token_id)
+        return self.tokenizer.decode([int(i) for i in ids if int(i) not in known]).strip()
 
     def check(self, needs: str, name: str) -> None:
         """Refuses pictures without what the objective needs.
@@ -99,6 +107,7 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
         len(train),
         augment.CenterCrop(size, _resize(size), mean=mean, std=std),
         augment.CenterCrop(size, _resize(size), mean=(0.0,), std=(1.0,)),
+        start.tokenizer,
     )
 
 

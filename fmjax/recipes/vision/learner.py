@@ -115,6 +115,7 @@ class Learner:
       export: (state) → (model, params) of what the run leaves behind.
       trainable: rules of the step; None trains all.
       evaluates: the objective means something on single held-out views.
+      reconstructs: the module predicts hidden pixels.
       needs: what the pictures must have: "labels", "captions" or nothing.
     """
 
@@ -125,4 +126,5 @@ class Learner:
     export: Callable[[TrainState], tuple[nn.Module, Any]]
     trainable: Any = None
     evaluates: bool = True
+    reconstructs: bool = False
     needs: str = ""

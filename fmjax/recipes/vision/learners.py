@@ -71,6 +71,7 @@ def mae(given: Given) -> Learner:
         features(config.replace(head=None), given, "mean"),
         lambda state: (model, state.variables["params"]),
         trainable=freeze(*objective.frozen),
+        reconstructs=True,
     )
 
 

@@ -42,9 +42,9 @@ class Measure:
 
     def __call__(self, state: TrainState) -> Mapping[str, float]:
         """knn: accuracy of the vote of the neighbours; or R@k both ways."""
-        if self._votes:
+        if self.votes:
             return {f"knn{self.neighbours}": self.accuracy(state).value}
-        if self._retrieves:
+        if self.retrieves:
             found = self.retrieval(state)
             return {
                 f"{name}_r@{k}": getattr(found, name).recall[k].value
@@ -54,11 +54,13 @@ class Measure:
         return {}
 
     @property
-    def _votes(self) -> bool:
+    def votes(self) -> bool:
+        """Whether neighbours are asked for the class of a picture."""
         return self.learner.features is not None and bool(self.pictures.classes)
 
     @property
-    def _retrieves(self) -> bool:
+    def retrieves(self) -> bool:
+        """Whether pictures and captions are to find each other."""
         return self.learner.needs == "captions"
 
     def accuracy(self, state: TrainState) -> Figure:
@@ -66,31 +68,35 @@ class Measure:
         embed = functools.partial(self._features, state.variables, state.extra)
         return self._vote(embed)
 
+    def features(self, state: TrainState, batch: Mapping[str, Any]) -> np.ndarray:
+        """f32[B, D] of a raw batch."""
+        return np.asarray(self._features(state.variables, state.extra, batch))
+
     def pixels(self) -> Figure:
         """The same by the pixels themselves."""
         return self._vote(lambda batch: self._pixels(self._placed(batch)))
 
     def untrained(self, state: TrainState) -> Figure | None:
         """`accuracy` before the first step; None where nothing votes."""
-        return self.accuracy(state) if self._votes and not self._resumes(state) else None
+        return self.accuracy(state) if self.votes and not self._resumes(state) else None
 
     def retrieval(self, state: TrainState) -> Retrieval:
         """Held-out pictures and captions find each other."""
-        parts = [self._pairs(state.variables, batch) for batch in self.pictures.held_out]
+        parts = [self.pairs(state.variables, batch) for batch in self.pictures.held_out]
         images, texts, weights = (np.concatenate(x) for x in zip(*parts, strict=True))
         real = weights > 0
         return retrieval(images[real], texts[real], ks=KS)
 
     def summary(self, state: TrainState, untrained: Figure | None) -> Iterable[str]:
         """The last figures beside what says nothing."""
-        if self._votes:
+        if self.votes:
             ours, pixels = self.accuracy(state), self.pixels()
             line = f"accuracy of the {self.neighbours} nearest neighbours: {ours}; pixels {pixels}"
             line += "" if untrained is None else f", untrained encoder {untrained}"
             yield line
             others = [pixels.value] + ([untrained.value] if untrained else [])
             yield f"margin over the better of these: {ours.value - max(others):+.3f}"
-        if self._retrieves:
+        if self.retrieves:
             found = self.retrieval(state)
             for name in ("image_to_text", "text_to_image"):
                 way = getattr(found, name)
@@ -137,7 +143,8 @@ class Measure:
 
         return run
 
-    def _pairs(self, variables: Any, batch: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+    def pairs(self, variables: Any, batch: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+        """(pictures f32[B, P], captions f32[B, P], weights f32[B]) of a held-out batch."""
         images, texts = jax.device_get(self._two(variables, self._placed(batch)))
         return images, texts, np.asarray(batch["example_weight"])
 

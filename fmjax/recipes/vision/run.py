@@ -21,6 +21,7 @@ from fmjax.recipes.vision.learner import Given, Learner
 from fmjax.recipes.vision.learners import LEARNERS
 from fmjax.recipes.vision.measuring import Measure
 from fmjax.recipes.vision.pretrain import PretrainImages
+from fmjax.recipes.vision.run_report import write_report
 from fmjax.recipes.vision.settings import ImageOptimization
 from fmjax.recipes.vision.start import ImageStart, resolve_images
 from fmjax.train import (
@@ -178,11 +179,27 @@ class Run:
         if outcome.stopped:
             print(f"stopped after step {outcome.step}; the same command goes on from there")
             return False
-        for line in measure.summary(outcome.state, untrained):
-            print(line)
+        lines = list(measure.summary(outcome.state, untrained))
+        print("\n".join(lines))
         self._export(outcome.state)
-        print(f"log: {out / METRICS}, checkpoints: {out / 'checkpoints'}, model: {out / 'model'}")
+        lead = (
+            f"{settings.model} on {self.pictures.examples:,} pictures of {settings.data.images}, "
+            f"{outcome.step:,} steps of {settings.data.batch_size:,}."
+        )
+        title = f"Pretraining by {settings.objective}"
+        page = write_report(out, out / METRICS, title, lead, lines, measure, outcome.state)
+        print(f"report: {page}, log: {out / METRICS}, model: {out / 'model'}")
+        print(self._next())
         return True
+
+    def _next(self) -> str:
+        """A command to go on with."""
+        model = Path(self.settings.out) / "model"
+        if self.learner.needs == "captions":
+            return f'next: fmjax retrieve --model {model} --images FOLDER --text "…"'
+        if self.learner.needs == "labels":
+            return f"next: fmjax classify --model {model} --images FOLDER"
+        return f"next: fmjax embed --model {model} --images FOLDER --output vectors.npy"
 
     def _evaluate(self, step: Step, measure: Measure, state: TrainState) -> Mapping[str, float]:
         found = {}
