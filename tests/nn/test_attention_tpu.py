@@ -41,7 +41,7 @@ def devices() -> Iterator[list[jax.Device]]:
         compilation_cache.reset_cache()
 
 
-def compile_step(devices, layers=2, **execution):
+def compile_step(devices, layers=2, length=SEQUENCE, **execution):
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=256,
@@ -55,7 +55,7 @@ def compile_step(devices, layers=2, **execution):
     model = fmjax.build(config, dtype="bfloat16", **execution)
     step = make_step(model, CausalLM(), adamw(1e-4), mesh=make_mesh(1, 4, 2, devices=devices))
     state = step.abstract_state({"params": fmjax.abstract_params(model)})
-    ids = jax.ShapeDtypeStruct((8, SEQUENCE), jnp.int32)
+    ids = jax.ShapeDtypeStruct((8, length), jnp.int32)
     return step.lower(state, {"input_ids": ids, "segment_ids": ids}).compile()
 
 
@@ -80,5 +80,7 @@ def test_kernels_are_in_the_step_and_take_less(devices) -> None:
 
 
 def test_kernels_under_full_remat_and_without_scan(devices) -> None:
-    step = compile_step(devices, layers=1, remat="full", scan_layers=False)
+    # Smaller blocks, which are sooner compiled.
+    options = {"layers": 1, "length": 256, "attention": "splash"}
+    step = compile_step(devices, **options, remat="full", scan_layers=False)
     assert kernels(step) == {"fwd": 2, "dq": 1, "dkv": 1}
