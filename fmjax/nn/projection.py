@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmjax.core.errors import ConfigError
 from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
 from fmjax.nn.activations import activation
@@ -85,7 +86,8 @@ class WithHead(nn.Module):
       backbone: a model whose output has `last_hidden_state` [R, T, D] or `pooler_output` [R, D].
       head: a module [..., D] → [..., K], for images.
       patch_head: the same for patches; None shares `head`.
-      pool: what the head reads of an image: "cls" is the first token, "pooler" `pooler_output`.
+      pool: what the head reads of an image: "cls" is the first token, "pooler" `pooler_output`
+        (of encoders without tokens, or with a pooling of their own).
       prefix: tokens that stand before the patches, 1 + the number of registers.
     """
 
@@ -106,10 +108,13 @@ class WithHead(nn.Module):
           patch_index: i32 [G, M], patches to be projected too: the images are cut into G groups,
             and the patches of a group are numbered image by image.
           **inputs: of the backbone, such as bool_masked_pos.
+
+        Raises:
+          ConfigError: an unknown pool, or an encoder that does not have it.
         """
         output = self.backbone(pixel_values=pixel_values, **inputs)
         tokens = output.last_hidden_state
-        features = tokens[:, 0] if self.pool == "cls" else output.pooler_output
+        features = self._features(output)
         patches = None
         if patch_index is not None:
             G = patch_index.shape[0]
@@ -117,6 +122,18 @@ class WithHead(nn.Module):
             chosen = jnp.take_along_axis(places, patch_index[..., None], 1)
             patches = (self.patch_head or self.head)(constrain(chosen, ("batch", None, None)))
         return ProjectionOutput(self.head(features), features, tokens, patches)
+
+    def _features(self, output: Any) -> jax.Array:
+        """[R, D]."""
+        if self.pool == "cls":
+            return output.last_hidden_state[:, 0]
+        features = getattr(output, "pooler_output", None)
+        if self.pool != "pooler" or features is None:
+            raise ConfigError(
+                f"WithHead: pool={self.pool!r} must be 'cls', or 'pooler' for a backbone with a "
+                f"pooler_output ({type(output).__name__} of {type(self.backbone).__name__})"
+            )
+        return features
 
     @property
     def config(self) -> Any:

@@ -25,7 +25,7 @@ from quick import QUICK
 import fmjax
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.nn.param import abstract
-from fmjax.nn.projection import ProjectionHead
+from fmjax.nn.projection import ProjectionHead, WithHead
 from fmjax.objectives import DINO
 from fmjax.train import make_step, schedules
 
@@ -209,6 +209,10 @@ def test_settings_are_checked(options, message):
 
 
 def test_bad_models_and_batches_are_named():
+    for pool in ("pooler", "mean"):
+        poor = WithHead(model().backbone, model().head, pool=pool)
+        with pytest.raises(ConfigError, match=f"pool='{pool}' must be 'cls', or 'pooler' for a b"):
+            jax.eval_shape(lambda p=poor: p.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3))))
     with pytest.raises(ConfigError, match="no head/last_layer/kernel; wrap the encoder"):
         DINO().init({"params": params()["backbone"]})
     variables = {"params": params()}

@@ -104,6 +104,61 @@ def test_an_adapter_of_peft_and_back(twin, kit, tmp_path, name):
                 np.testing.assert_allclose(ours[key], parameter.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["dinov2", "vit_mae"])
+def test_all_linear_layers_of_other_families(kit, tmp_path, family):
+    import torch
+    import transformers
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    common = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, image_size=12)
+    common |= dict(patch_size=4, initializer_range=0.2)
+    decoder = dict(decoder_hidden_size=16, decoder_num_attention_heads=2)
+    decoder |= dict(decoder_num_hidden_layers=2, decoder_intermediate_size=20)
+    config, name = {
+        "dinov2": (transformers.Dinov2Config(**common), "Dinov2Model"),
+        "vit_mae": (transformers.ViTMAEConfig(**common, **decoder), "ViTMAEForPreTraining"),
+    }[family]
+    torch.manual_seed(0)
+    cls = getattr(transformers, name)
+    cls(config).save_pretrained(tmp_path / "base")
+    model, params = fmjax.from_pretrained(tmp_path / "base")
+    inputs = {"pixel_values": torch.tensor(PIXELS).permute(0, 3, 1, 2)}
+    rest = {}
+    if family == "vit_mae":
+        rest["noise"] = np.random.default_rng(1).random((2, 9), np.float32)
+        inputs["noise"] = torch.tensor(rest["noise"])
+
+    def reference():
+        options = dict(attn_implementation="eager")
+        return cls.from_pretrained(tmp_path / "base", **options).eval()
+
+    def output(wrapped):
+        with torch.no_grad():
+            out = wrapped(**inputs)
+        return (out.last_hidden_state if family == "dinov2" else out.logits).numpy()
+
+    lora = LoraConfig(r=2, target_modules="all-linear")
+    wrapped = kit.quiet(get_peft_model, reference(), lora).eval()
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    kit.quiet(wrapped.save_pretrained, tmp_path / "theirs")
+    spec, adapter = peft.load(tmp_path / "theirs", model, params)
+    assert peft.count(spec, model) == wrapped.get_nb_trainable_parameters()[0]
+    variables = {"params": params, "adapter": adapter}
+    out = jax.jit(lambda v: model.apply(v, pixel_values=PIXELS, **rest))(variables)
+    ours = out.last_hidden_state if family == "dinov2" else out.logits
+    np.testing.assert_allclose(ours, output(wrapped), rtol=0, atol=1e-4)
+    peft.save(tmp_path / "ours", spec, adapter, model, params=params)
+    back = kit.quiet(PeftModel.from_pretrained, reference(), tmp_path / "ours").eval()
+    np.testing.assert_allclose(output(back), output(wrapped), rtol=0, atol=1e-6)
+
+
+def test_the_classifier_is_the_head(twin):
+    assert peft.head_modules(twin[0]) == ("classifier",)
+
+
 def test_ia3_and_a_prefix_learn(twin):
     model, params, _ = twin
     specs = [

@@ -46,7 +46,7 @@ def test_one_update_is_the_optimizers():
         total, weight, _, _ = NoDropout().loss(toy_lm.apply, {"params": params}, {}, batch, None)
         return total / weight
 
-    loss, grads = jax.value_and_grad(mean_loss)(toy_lm.params())
+    loss, grads = jax.jit(jax.value_and_grad(mean_loss))(toy_lm.params())
     state, metrics = step(state, batch)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, toy_lm.params(), grads)
     close(state.variables["params"], expected, rtol=1e-5, atol=1e-6)

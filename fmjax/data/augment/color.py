@@ -103,8 +103,8 @@ def jitter_by(
 
     The order has 0 for brightness, 1 for contrast, 2 for saturation and 3 for hue.
     """
-    for turn in range(4):
-        now = order[:, turn]
+
+    def turn(x: jax.Array, now: jax.Array) -> tuple[jax.Array, None]:
         # Three of them blend with another image each, so that one pass does whichever it is.
         light = grayscale(x)
         mean = jnp.mean(light, (1, 2, 3), keepdims=True)
@@ -112,8 +112,10 @@ def jitter_by(
         other = jnp.where(which == 0, 0.0, jnp.where(which == 1, mean, light))
         factor = jnp.take_along_axis(factors, jnp.minimum(now, 2)[:, None], -1)[:, 0]
         turned = x if shift is None else hue(x, shift)
-        x = jnp.where(which == 3, turned, blend(x, other, factor))
-    return x
+        return jnp.where(which == 3, turned, blend(x, other, factor)), None
+
+    # A scan: each turn needs the whole image of the one before, and is compiled once.
+    return jax.lax.scan(turn, x, order.T)[0]
 
 
 def solarize(x: jax.Array, threshold: jax.Array | float) -> jax.Array:

@@ -47,12 +47,14 @@ def rand_augment(
     if not 0 <= magnitude <= bins - 1:
         raise ConfigError(f"rand_augment: magnitude {magnitude} must lie in [0, {bins - 1}]")
     B = x.shape[0]
-    for turn in jax.random.split(key, operations):
-        which, sign = jax.random.split(turn)
+
+    def turn(x: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        which, sign = jax.random.split(key)
         chosen = jax.random.randint(which, (B,), 0, len(OPERATIONS))
-        sign = jnp.where(jax.random.bernoulli(sign, 0.5, (B,)), -1.0, 1.0)
-        x = apply_operation(x, chosen, sign, magnitude / (bins - 1))
-    return x
+        sign = jnp.where(jax.random.bernoulli(sign, 0.5, (B,)), 1.0, -1.0)
+        return apply_operation(x, chosen, sign, magnitude / (bins - 1)), None
+
+    return jax.lax.scan(turn, x, jax.random.split(key, operations))[0]
 
 
 def apply_operation(x: jax.Array, chosen: jax.Array, sign: jax.Array, strength: float) -> jax.Array:
