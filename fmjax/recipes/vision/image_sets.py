@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from fmjax.core.errors import ConfigError, DataError
+from fmjax.core.errors import ConfigError
 from fmjax.data import Tokenizer, augment
 from fmjax.data.images import (
     ImageBatches,
