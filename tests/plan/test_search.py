@@ -103,7 +103,6 @@ def test_the_command_lists_the_best_first(
     monkeypatch.setattr("fmjax.recipes.plan.search_cases", search_cases)
     monkeypatch.setattr(Plan, "__str__", lambda plan: "the whole plan")
     file = tmp_path / "search.json"
-    line = "plan --model gpt2 --topology v5e:8 --batch-size 16 --seq 128 --search --json"
     line = "plan --model gpt2 --topology v5e:8 --batch 16 --sequence-length 128 --search --json"
     assert main([*line.split(), str(file)]) == 0
     out = capsys.readouterr().out
