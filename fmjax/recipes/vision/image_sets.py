@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from fmjax.core.errors import ConfigError, DataError
+from fmjax.core.errors import ConfigError
 from fmjax.data import Tokenizer, augment
 from fmjax.data.images import (
     ImageBatches,
@@ -49,18 +49,6 @@ class Pictures:
         known = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id}
         known.add(self.tokenizer.pad_token_id)
         return self.tokenizer.decode([int(i) for i in ids if int(i) not in known]).strip()
-
-    def check(self, needs: str, name: str) -> None:
-        """Refuses pictures without what the objective needs.
-
-        Raises:
-          DataError: names the set.
-        """
-        if needs == "labels" and not self.classes:
-            raise DataError(
-                f"--images {name} has no labels; lay a folder's pictures into a folder for each "
-                "class, or choose an objective that needs none, such as mae, simclr or dino"
-            )
 
 
 def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:

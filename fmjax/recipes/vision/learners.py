@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import fmjax
-from fmjax.core.errors import ConfigError
+from fmjax.core.errors import ConfigError, DataError
 from fmjax.core.execution import Execution
 from fmjax.data import augment
 from fmjax.models.config import ModelConfig
@@ -34,6 +34,11 @@ Features = Callable[[Any, Any, jax.Array], jax.Array]
 def supervised(given: Given) -> Learner:
     """Labels of pictures."""
     config = _image_only(given.config, "supervised", "vit-s16")
+    if not given.classes:
+        raise DataError(
+            "--objective supervised needs labels, and these pictures have none; lay a folder's "
+            "pictures into a folder for each class, or choose an objective without, such as dino"
+        )
     config = config.replace(head=CLASSIFIER, id2label=given.classes)
     model = fmjax.build(config, **given.execution)
     views = given.views

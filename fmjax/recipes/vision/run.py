@@ -96,7 +96,6 @@ class Run:
         }
         what = Given.of(settings, optimization, paper, start, pictures.classes, execution)
         learner = LEARNERS[settings.objective](what)
-        pictures.check(learner.needs, settings.data.images)
         return cls(settings, optimization, paper, start, pictures, learner, layout)
 
     def step(self) -> Step:
