@@ -75,6 +75,7 @@ class Heads:
     Attributes:
       label_smoothing: Share of a label that is spread over all classes; supervised only.
       projection: Width of the vectors that simclr compares.
+      hidden: Width of the layers of the heads of simclr, dino and dinov2.
       prototypes: Outputs of the head of dino and dinov2; the papers' are 65536 and 131072.
       temperature: Of simclr's softmax.
       teacher_momentum: Of the teacher's weights at the start, which goes to 1; dino, dinov2. Small
@@ -86,6 +87,7 @@ class Heads:
 
     label_smoothing: float = 0.1
     projection: int = 128
+    hidden: int = 2048
     prototypes: int = 4096
     temperature: float = 0.1
     teacher_momentum: float = 0.996
