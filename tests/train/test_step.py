@@ -7,7 +7,7 @@ import toy_lm
 from jax.sharding import NamedSharding, PartitionSpec
 
 import fmjax
-from fmjax.core import tree
+from fmjax.core import logical, tree
 from fmjax.core.errors import ConfigError, DataError, ShardingError
 from fmjax.objectives import CausalLM
 from fmjax.parallel import DEFAULT_RULES, make_mesh
@@ -97,8 +97,14 @@ class Poisoned(CausalLM):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_a_not_finite_update_changes_nothing_but_the_counters(poison, accumulate):
+@pytest.mark.parametrize(
+    ("poison", "platform"), [(np.nan, "cpu"), (np.inf, "cpu"), (np.nan, "gpu")]
+)
+def test_a_not_finite_update_changes_nothing_but_the_counters(
+    poison, platform, accumulate, monkeypatch
+):
+    # On GPUs an update is selected leaf by leaf.
+    monkeypatch.setattr(logical, "platform", lambda: platform)
     step, state = start(adamw(0.1), objective=Poisoned(), accumulate=accumulate)
     batch = next(toy_lm.Batches())
     good = batch | {"poison": np.ones(8, np.float32)}
