@@ -48,7 +48,6 @@ def supervised(given: Given) -> Learner:
         augment.supervised(
             given.image_size,
             classes=len(given.classes),
-            rand_augment=(2, 9) if views.rand_augment else None,
             mixup=views.mixup,
             cutmix=views.cutmix,
             **given.view(),

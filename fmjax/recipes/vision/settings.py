@@ -51,7 +51,7 @@ class Views:
       local_crops: Small crops beside the two large ones; dino and dinov2 only.
       local_size: Side of the small crops in pixels, whole patches. Without it about 0.43 of
         --image-size.
-      rand_augment: RandAugment with two operations of magnitude 9; supervised only.
+      rand_augment: RandAugment on each view, with two operations of magnitude 9.
       mixup: Parameter of the Beta distribution that two pictures and their labels are mixed by; 0
         for none, 0.8 is usual; supervised only.
       cutmix: The same of pasting a piece of one picture into another; 1 is usual; supervised only.
