@@ -15,6 +15,8 @@ LEGACY_FLAGS = FLAGS + " --xla_cpu_use_fusion_emitters=false" * _LEGACY
 QUICK: dict[str, object] = {"xla_backend_optimization_level": 0}
 if _LEGACY:
     QUICK["xla_cpu_use_fusion_emitters"] = False
+# The other emitters change the order of sums.
+EXACT: dict[str, object] = {"xla_cpu_use_fusion_emitters": True} if _LEGACY else {}
 
 
 def environ(devices: int | None = None) -> dict[str, str]:
