@@ -16,17 +16,13 @@ Some rows alone: --chips v5e:1 --models llama3.2-1b --methods lora
 """
 
 import argparse
+from collections.abc import Callable
 
-from fmjax.plan.environment import prepare
-
-prepare()
-
-from fmjax.plan import describe, parse  # noqa: E402
-from fmjax.plan.engine import device_bytes  # noqa: E402
-from fmjax.plan.result import gib  # noqa: E402
-from fmjax.recipes.layout import named  # noqa: E402
-from fmjax.recipes.options import Adaptation  # noqa: E402
-from fmjax.recipes.plan import Case, build, config_of, plan_case  # noqa: E402
+from fmjax.plan import Plan, parse
+from fmjax.plan.result import gib
+from fmjax.recipes.options import Adaptation
+from fmjax.recipes.plan_apart import plan_apart
+from fmjax.recipes.plan_cases import Case
 
 CHIPS = ("v5e:1", "v5e:8", "h100:1")
 MODELS = ("llama3.2-1b", "llama3.2-3b", "llama3.1-8b")
@@ -35,34 +31,45 @@ ROWS = (8, 4, 2, 1)
 SEQ = 2048
 
 
+def largest(case_of: Callable[[int], Case]) -> tuple[int, Plan]:
+    """(rows a chip, plan) of the most rows that fit; (0, the plan of fewest rows) if none do."""
+    best, left = (0, plan := plan_apart(case_of(ROWS[0]))), list(ROWS[1:])
+    if plan.fits:
+        return ROWS[0], plan
+    held = plan.memory.weights + plan.memory.optimizer
+    while left and held < plan.hbm_limit_bytes:
+        # Too many, few enough: the upper half of what is left, or the lower.
+        rows = left[len(left) // 2]
+        plan = plan_apart(case_of(rows))
+        larger, smaller = [n for n in left if n > rows], [n for n in left if n < rows]
+        left = larger if plan.fits else smaller
+        if plan.fits or not best[0]:
+            best = (rows if plan.fits else 0, plan)
+    return best
+
+
 def line(chips: str, model: str, method: str, attention: str) -> str:
     """A row of the table."""
     topology = parse(chips)
-    devices = describe(topology)
-    rank = {} if method == "full" else {"rank": 16}
-    held = 0
-    for rows in ROWS:
-        batch = rows * topology.count
+    adaptation = Adaptation(method=method, **({} if method == "full" else {"rank": 16}))
+
+    def case_of(rows: int) -> Case:
         mesh = f"fsdp={topology.count}"
-        adaptation = Adaptation(method=method, **rank)
-        case = Case(
+        batch = rows * topology.count
+        return Case(
             model, chips, batch, SEQ, adaptation, attention=attention, mesh=mesh, rules="fsdp"
         )
-        if not held:
-            step, variables, _ = build(case, config_of(case), *named(mesh, "fsdp", devices))
-            state = step.abstract_state(variables)
-            held = device_bytes((state.variables, state.opt_state))
-        if held > topology.chip.hbm:
-            break
-        plan = plan_case(case, devices)
-        if plan.fits:
-            return (
-                f"| {chips} | {model} | {method} | {rows} × {SEQ} | "
-                f"{gib(plan.hbm_bytes_per_device)} of {gib(plan.hbm_limit_bytes)} | "
-                f"{plan.tokens_per_second / topology.count:,.0f} | "
-                f"{plan.model_flops_utilisation:.0%} | {plan.bound_by} |"
-            )
-    return f"| {chips} | {model} | {method} | – | does not fit, {gib(held)} at rest | | | |"
+
+    rows, plan = largest(case_of)
+    memory = f"{gib(plan.hbm_bytes_per_device)} of {gib(plan.hbm_limit_bytes)}"
+    if not rows:
+        held = gib(plan.memory.weights + plan.memory.optimizer)
+        return f"| {chips} | {model} | {method} | none fits | {memory}, {held} at rest | | | |"
+    return (
+        f"| {chips} | {model} | {method} | {rows} × {SEQ} | {memory} | "
+        f"{plan.tokens_per_second / topology.count:,.0f} | "
+        f"{plan.model_flops_utilisation:.0%} | {plan.bound_by} |"
+    )
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from fmjax.models.registry import abstract_params, build, get_family
 from fmjax.parallel import DEFAULT_RULES, param_shardings
 
 if TYPE_CHECKING:
+    from fmjax.data.images import ImageProcessor
     from fmjax.data.tokenizer import Tokenizer
 
 # Files beside the weights that a conversion or a fine-tuning run hands on as they are.
@@ -37,6 +38,8 @@ CARRIED = (
     "generation_config.json",
     "merges.txt",
     "*.model",
+    "preprocessor_config.json",
+    "processor_config.json",
     "special_tokens_map.json",
     "tokenizer*",
     "vocab.*",
@@ -114,6 +117,7 @@ def save_pretrained(
     max_shard_size: int = files.MAX_SHARD_SIZE,
     generation_config: Mapping[str, Any] | None = None,
     carry_from: str | Path | None = None,
+    image_processor: "ImageProcessor | None" = None,
 ) -> None:
     """Writes a directory that transformers loads: all of it or nothing.
 
@@ -132,7 +136,8 @@ def save_pretrained(
       generation_config: contents of generation_config.json; default what `carry_from` has, else
         the special tokens of the model's config.
       carry_from: a directory (usually the one that the model came from) whose tokenizer files,
-        chat template and generation_config.json are copied, unless given above.
+        chat template, image processor and generation_config.json are copied, unless given here.
+      image_processor: saved along, as preprocessor_config.json.
 
     Raises:
       CheckpointError: params that do not belong to the model, or a directory that cannot be
@@ -151,6 +156,8 @@ def save_pretrained(
             carry(carry_from, staging)
         if tokenizer is not None:
             tokenizer.save(staging)
+        if image_processor is not None:
+            image_processor.save(staging)
         generation = staging / "generation_config.json"
         default = config.head == "causal-lm" and not generation.exists()
         if generation_config is not None or default:
@@ -251,7 +258,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
 
 
 def carry(source: str | Path, target: Path) -> None:
-    """Copies tokenizer files, chat templates and generation_config.json.
+    """Copies tokenizer files, chat templates, image processors and generation_config.json.
 
     Raises:
       CheckpointError: `source` is not a directory.
@@ -291,8 +298,11 @@ def _open(
 def _build(
     directory: Path, raw: Mapping[str, Any], override: Mapping[str, Any] | None, **execution: Any
 ) -> nn.Module:
-    if "head" in (override or {}):
+    override = dict(override or {})
+    if "head" in override:
         raw = {k: v for k, v in raw.items() if k != "architectures"}
+    if "model_type" in override:  # an autoencoder's encoder as the model that it is
+        raw = {**raw, "model_type": override.pop("model_type")}
     try:
         config = get_family(raw["model_type"]).config.from_hf(raw)
     except ConfigError as e:

@@ -141,7 +141,7 @@ def _skipped(rows: Sequence[Row], flat: Mapping[str, Any]) -> list[str]:
         if isinstance(flat[target.path], quant.Packed) or not target.row.hf.endswith(".weight"):
             continue
         if leaf == "kernel" or (target.row.copy and leaf == "embedding"):
-            names += [key.removesuffix(".weight") for key in target.keys]
+            names += target.modules
         elif leaf == "weight":  # routers and experts: the end of the name serves for all layers
             stem = target.row.hf.partition(LAYER + ".")[2].partition(f".{EXPERT}")[0]
             names.append(stem.removesuffix(".weight"))

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices, exact matmuls and a persistent compilation cache for every test."""
+"""Eight virtual CPU devices, cheap compilation and a persistent cache of it for every test."""
 
 import os
 import sys
@@ -6,10 +6,14 @@ import tempfile
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))  # for `quick`
+from quick import FLAGS, LEGACY_FLAGS  # noqa: E402
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+DEVICES = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 "
+os.environ["XLA_FLAGS"] = DEVICES + LEGACY_FLAGS
+# Programs here are small and run a few times: most of a test is compiling them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch, in each of pytest's processes
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "fmjax-test-cache")
 )
@@ -24,6 +28,25 @@ from collections.abc import Iterator  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+jax.devices()  # It has read the flags. libtpu, which ends a process for unknown ones, looks later.
+os.environ["XLA_FLAGS"] = DEVICES + FLAGS
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "optimised: compiled as users' programs are, to look at memory or HLO"
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Before all fixtures of a test; programs of the other kind are not for it."""
+    cheap = item.get_closest_marker("optimised") is None
+    if jax.config.read("jax_disable_most_optimizations") != cheap:
+        jax.config.update("jax_disable_most_optimizations", cheap)
+        jax.clear_caches()
+    return (yield)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,17 +1,23 @@
-"""Compiler options for programs that run once: quick to compile, slow to run."""
+"""Programs that run a few times: quick to compile, slow to run.
 
-import jax
+What `conftest.py` sets for the process of the tests; the same for those that a test starts, and for
+one `jit` alone.
+"""
 
+import importlib.metadata
+import os
 
-def _known(options: dict[str, object]) -> bool:
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options).lower(1.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
-
+# Newer XLA has nothing but fusion emitters, and no such flag. libtpu has none either.
+_LEGACY = importlib.metadata.version("jaxlib").split(".")[:2] in (["0", "9"], ["0", "10"])
+FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
+LEGACY_FLAGS = FLAGS + " --xla_cpu_use_fusion_emitters=false" * _LEGACY
 
 QUICK: dict[str, object] = {"xla_backend_optimization_level": 0}
-# Newer JAX no longer has this one.
-if _known({"xla_cpu_use_fusion_emitters": False}):
+if _LEGACY:
     QUICK["xla_cpu_use_fusion_emitters"] = False
+
+
+def environ(devices: int | None = None) -> dict[str, str]:
+    """For a process that a test starts, which has so many devices, or says so itself."""
+    count = f" --xla_force_host_platform_device_count={devices}" if devices else ""
+    return os.environ | {"XLA_FLAGS": LEGACY_FLAGS + count}

@@ -28,6 +28,8 @@ COMMANDS = {
     "eval": "fmjax.cli.evaluate:Evaluate",
     "predict": "fmjax.recipes:Predict",
     "embed": "fmjax.recipes:Embed",
+    "classify": "fmjax.recipes:Classify",
+    "retrieve": "fmjax.recipes:Retrieve",
     "generate": "fmjax.cli.generate:Generate",
     "merge": "fmjax.cli.merge:Merge",
     "extract": "fmjax.cli.extract:Extract",
@@ -40,10 +42,12 @@ COMMANDS = {
 # A flag, alone or with its value, that turns a sub-command to other work → the dataclass of its
 # options then; the first that fits counts.
 VARIANTS = {
+    ("train", "--objective"): "fmjax.recipes:PretrainImages",
     ("finetune", "--task sft"): "fmjax.recipes:FinetuneSft",
     ("finetune", "--task dpo"): "fmjax.recipes:FinetuneDpo",
     ("finetune", "--task"): "fmjax.recipes:FinetuneTask",
     ("eval", "--test"): "fmjax.recipes:EvaluateTask",
+    ("embed", "--images"): "fmjax.recipes:EmbedImages",
 }
 
 

@@ -248,7 +248,7 @@ def _checked(target: Target, found: Iterable[Tensor | None], dtype: np.dtype) ->
                 f"{tensor.file}: {tensor.name!r} has shape {list(tensor.shape)}, config.json asks "
                 f"for {list(target.file_shape)}; use the config.json that belongs to these weights"
             )
-        check_castable(tensor.name, tensor.dtype, dtype)
+        check_castable(tensor.name, tensor.dtype, np.int64 if target.row.integer else dtype)
     return Match(target, tensors)
 
 

@@ -103,5 +103,8 @@ def read_slice(found: Match, index: Index, dtype: np.dtype) -> np.ndarray:
     for place in np.ndindex(*out.shape[:lead]):
         where = tuple(rows[i] for rows, i in zip(extent, place, strict=False))
         tensor = found.tensors[np.ravel_multi_index(where, found.target.lead) if lead else 0]
-        cast(forward(tensor.view())[index[lead:]], dtype, tensor.name, out[(*place, ...)])
+        array = forward(tensor.view())[index[lead:]]
+        if found.target.row.integer:
+            array = array.astype(dtype)
+        cast(array, dtype, tensor.name, out[(*place, ...)])
     return out

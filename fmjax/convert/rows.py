@@ -51,6 +51,7 @@ class Row:
         Files may hold it and must then repeat the other bit for bit; it is never written.
       aliases: a tensor's name → other names that files may hold it under; never written.
       fused: where files of another layout hold the tensor; read, never written.
+      integer: the file has an i64 where the parameter is a float (a count of batches).
       module: name of the module that holds the tensor in transformers' memory, and so in adapters,
         where that is another than the file's (transformers 5 renames on reading and writing).
     """
@@ -61,6 +62,7 @@ class Row:
     copy: bool = False
     aliases: Callable[[str], Sequence[str]] | None = None
     fused: Fused | None = None
+    integer: bool = False
     module: str | None = None
 
 

@@ -154,6 +154,9 @@ def _items(target: Target, i: int, leaf: Any, dtype: Any) -> list[Item]:
     if isinstance(leaf, Packed):
         inputs_first(target.row, leaf.shape[len(target.lead) :])  # refuses what is out of order
         return packed_items(key, read)
+    if target.row.integer:
+        whole = np.dtype(np.int64)
+        return [Item(key, target.file_shape, whole, lambda: np.asarray(read()).astype(whole))]
     dtype = _cast_to(leaf.dtype, dtype)
     return [Item(key, target.file_shape, dtype, lambda: target.row.transform.inverse(read()))]
 

@@ -21,6 +21,8 @@ _FAMILIES = {
     "clip": ("clip", "CLIPConfig", "CLIP"),
     "clip_text_model": ("clip", "CLIPTextConfig", "CLIPText"),
     "clip_vision_model": ("clip", "CLIPVisionConfig", "CLIPVision"),
+    "dinov2": ("dinov2", "Dinov2Config", "Dinov2"),
+    "dinov2_with_registers": ("dinov2", "Dinov2Config", "Dinov2"),
     "falcon": ("falcon", "FalconConfig", "Falcon"),
     "gemma": ("gemma", "GemmaConfig", "Gemma"),
     "gemma2": ("gemma", "GemmaConfig", "Gemma"),
@@ -30,11 +32,13 @@ _FAMILIES = {
     "mixtral": ("mixtral", "MixtralConfig", "Mixtral"),
     "qwen2": ("qwen", "QwenConfig", "Qwen"),
     "qwen3": ("qwen", "QwenConfig", "Qwen"),
+    "resnet": ("resnet", "ResNetConfig", "ResNet"),
     "roberta": ("bert", "BertConfig", "Bert"),
     "siglip": ("siglip", "SiglipConfig", "Siglip"),
     "siglip_text_model": ("siglip", "SiglipTextConfig", "SiglipText"),
     "siglip_vision_model": ("siglip", "SiglipVisionConfig", "SiglipVision"),
     "vit": ("vit", "ViTConfig", "ViT"),
+    "vit_mae": ("vit_mae", "ViTMAEConfig", "ViTMAE"),
 }
 
 

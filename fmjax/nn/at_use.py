@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fmjax.nn.layouts import row_major
+
 
 def at_use(weight: jax.Array, dtype: Any) -> jax.Array:
     """The weight in `dtype`, cast where it is used; the gradient is cast back.
@@ -19,6 +21,7 @@ def at_use(weight: jax.Array, dtype: Any) -> jax.Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _cast(weight: jax.Array, dtype: Any) -> jax.Array:
+    weight = row_major(weight)
     if weight.dtype == jnp.float32:
         # Bits have no precision to lower; the barrier keeps XLA from taking them for the number.
         bits = jax.lax.bitcast_convert_type(weight, jnp.uint32)

@@ -21,6 +21,7 @@ from fmjax.nn.attention_cudnn import cudnn
 from fmjax.nn.attention_mesh import layout, on_mesh
 from fmjax.nn.attention_xla import xla
 from fmjax.nn.dropout import dropout
+from fmjax.nn.layouts import whole
 from fmjax.nn.masks import Mask
 from fmjax.nn.uneven_heads import repeat_kv_heads
 
@@ -68,8 +69,11 @@ def attention(
     prefix_port.note(module, prefix_port.Site(H, k_BSGK.shape[2], K))
     # Key–value heads that do not divide are whole on every device until they are repeated below.
     kv_heads = "act_kv_heads" if k_BSGK.shape[2] % shards("act_kv_heads") == 0 else None
+    hold = whole if cache_index is None else lambda x: x
     q, k, v = (
-        checkpoint_name(constrain(jnp.swapaxes(x, 1, 2), ("batch", heads, "seq", None)), "qkv")
+        checkpoint_name(
+            hold(constrain(jnp.swapaxes(x, 1, 2), ("batch", heads, "seq", None))), "qkv"
+        )
         for x, heads in (
             (q_BTHK, "act_heads"),
             (k_BSGK, kv_heads),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from fmjax.core.execution import Execution
 from fmjax.nn import ports
@@ -47,10 +48,15 @@ class Conv(nn.Module):
         pad = self.padding
         padding = ((pad, pad), (pad, pad)) if isinstance(pad, int) else pad
 
+        apart = tuple(self.stride) == tuple(self.kernel_size) and pad in (0, "VALID")
+
         def convolve(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
+            x, kernel = x.astype(ex.dtype), kernel.astype(ex.dtype)
+            if apart and groups == 1:
+                return _by_patches(x, kernel)
             return jax.lax.conv_general_dilated(
-                x.astype(ex.dtype),
-                kernel.astype(ex.dtype),
+                x,
+                kernel,
                 self.stride,
                 padding,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -64,3 +70,16 @@ class Conv(nn.Module):
             bias = param(self, "bias", zeros, (self.features,), axes, ex.param_dtype)
             y = y + bias.astype(y.dtype)
         return y
+
+
+def _by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution whose windows tile the image is one product of matrices.
+
+    Compilers do not see it: with patches of 16 × 16, forward and gradient take half the time of the
+    convolution (XLA on a CPU, jax 0.10).
+    """
+    p, q, C, out = kernel.shape
+    B, rows, columns = x.shape[0], x.shape[1] // p, x.shape[2] // q
+    x = x[:, : rows * p, : columns * q].reshape(B, rows, p, columns, q, C)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, rows, columns, p * q * C)
+    return jnp.dot(x, kernel.reshape(p * q * C, out))

@@ -83,3 +83,32 @@ class GatedMLP(nn.Module):
         gate, up = checkpoint_name(gate, "mlp_gate"), checkpoint_name(up, "mlp_up")
         hidden = constrain(activation(self.act)(gate) * up, ("batch", "seq", "act_mlp"))
         return dense(x.shape[-1], ("mlp", "embed"), "down_proj")(hidden)
+
+
+class FusedGatedMLP(nn.Module):
+    """`GatedMLP` whose gate and up projection are one kernel [D, 2, features], gate first.
+
+    Attributes:
+      features: width of the hidden layer.
+      act: name of the gate's activation.
+      names: of the two projections, in the family's own words.
+      use_bias: on both projections.
+      kernel_init: initialiser of both.
+    """
+
+    features: int
+    act: str = "silu"
+    names: tuple[str, str] = ("gate_up_proj", "down_proj")
+    use_bias: bool = False
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        options = (self.use_bias, self.kernel_init, self.execution)
+        halves, axes = (2, self.features), ("embed", None, "mlp")
+        both = Dense(halves, axes, *options, wide=True, name=self.names[0])(x)
+        gate = checkpoint_name(both[..., 0, :], "mlp_gate")
+        up = checkpoint_name(both[..., 1, :], "mlp_up")
+        hidden = constrain(activation(self.act)(gate) * up, ("batch", "seq", "act_mlp"))
+        return Dense(x.shape[-1], ("mlp", "embed"), *options, name=self.names[1])(hidden)

@@ -108,7 +108,7 @@ class QuestionAnsweringOutput:
 
 @flax.struct.dataclass
 class ImageClassifierOutput:
-    """One answer an image: logits f32 [B, N]."""
+    """One answer an image: logits f32 [B, N]; last_hidden_state of the patches and other tokens."""
 
     logits: jax.Array
     last_hidden_state: jax.Array
@@ -161,3 +161,20 @@ class ContrastiveOutput:
     logit_bias: jax.Array | None = None
     vision_model_output: EncoderOutput | None = None
     text_model_output: EncoderOutput | None = None
+
+
+@flax.struct.dataclass
+class ProjectionOutput:
+    """Of an encoder with a head for pretraining, see `fmjax.nn.projection`.
+
+    Attributes:
+      image_embeds: f32 [B, K], the head's output for each image.
+      pooler_output: [B, D], what the head read: the features that are used after pretraining.
+      last_hidden_state: [B, T, D]; None where the encoder has no tokens.
+      patch_embeds: on request, f32 [G, M, K], the head's output for chosen patches.
+    """
+
+    image_embeds: jax.Array
+    pooler_output: jax.Array
+    last_hidden_state: jax.Array | None = None
+    patch_embeds: jax.Array | None = None

@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from fmjax.core.errors import ConfigError
 from fmjax.core.execution import Execution
 from fmjax.nn import pipeline
+from fmjax.nn.layouts import row_major
 
 _POLICIES = jax.checkpoint_policies
 INPUT = "layer_input"
@@ -80,7 +81,7 @@ def apply_layers(
         raise ConfigError(f"remat {execution.remat!r} is unknown; choose one of {', '.join(REMAT)}")
 
     def body(layer: nn.Module, x: Any, own: Any, context: Any) -> tuple[Any, Any]:
-        x = jax.tree.map(lambda a: checkpoint_name(a, INPUT), x)
+        x = jax.tree.map(lambda a: checkpoint_name(a, INPUT), row_major(x))
         x = layer(x, context, own)
         return x, (x if collect else None)
 

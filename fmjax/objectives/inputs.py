@@ -100,7 +100,7 @@ def example_weight(batch: Batch) -> jax.Array:
     Raises:
       DataError: example_weight is not a float for each row.
     """
-    B = batch["input_ids"].shape[0]
+    B = next(iter(batch.values())).shape[0]
     if "example_weight" not in batch:
         return jnp.ones(B, jnp.float32)
     what = "0 on rows that only fill the batch"

@@ -6,6 +6,7 @@ import sys
 from types import TracebackType
 
 import jax
+from jax._src.xla_bridge import backends_are_initialized
 
 from fmjax.core.errors import ConfigError
 from fmjax.parallel.group import Group, find_group
@@ -13,6 +14,10 @@ from fmjax.parallel.roll_call import roll_call
 
 TIMEOUT = 300
 """Seconds in which all processes must have found each other."""
+
+_TOO_LATE = (
+    "JAX has already used a device; call fmjax.parallel.start before anything else in every process"
+)
 
 
 def start(
@@ -35,7 +40,8 @@ def start(
       The group; None for a process that is alone.
 
     Raises:
-      ConfigError: see `find_group`; the coordinator was not reached, or not all processes came.
+      ConfigError: see `find_group`; a device was used before, the coordinator was not reached, or
+        not all processes came.
     """
     group = find_group(coordinator, processes, process)
     if group is None:
@@ -44,6 +50,9 @@ def start(
         raise ConfigError(
             "this process has already joined its group; call fmjax.parallel.start once"
         )
+    # JAX has no public way to ask; it would refuse only after everybody has been waited for.
+    if backends_are_initialized():
+        raise ConfigError(_TOO_LATE)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if group.coordinator is not None:
         roll_call(group.coordinator, group.count, group.index, timeout)
@@ -94,8 +103,5 @@ def _explain(group: Group, timeout: int, reason: str) -> str:
             "the same command on all hosts of the slice"
         )
     if "must be called before" in reason:
-        return (
-            "JAX has already used a device; call fmjax.parallel.start before anything else in "
-            "every process"
-        )
+        return _TOO_LATE
     return f"process {group.index} of {group.count} at {group.coordinator}: {reason}"

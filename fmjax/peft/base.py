@@ -69,6 +69,11 @@ class Weight:
         return 3 if self.linear and len(self.shape) == 4 and self.axes[:2] == (None, None) else 1
 
     @property
+    def conv(self) -> bool:
+        """The kernel of a convolution."""
+        return self.linear and self.inner == 3
+
+    @property
     def inputs(self) -> tuple[int, ...]:
         """Sizes of the inner axes."""
         return self.shape[: self.inner]

@@ -41,7 +41,8 @@ def trained(spec: Any, base: Base) -> list[Weight]:
 def keys(spec: Any, base: Base, weight: Weight) -> list[str]:
     """Names of a parameter's tensors in an adapter's file, without what stands before all names."""
     if not is_bias(weight) or any(spec.saves(name) for name in weight.names):
-        return list(weight.target.keys)
+        leaf = weight.target.row.hf.rpartition(".")[2]
+        return [f"{name}.{leaf}" for name in weight.names]
     adapted = _adapted(spec, base)
     return [
         f"{name}.base_layer.bias" if name in adapted else f"{name}.bias" for name in weight.names

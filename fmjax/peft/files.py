@@ -212,9 +212,14 @@ def _check_copy(name: str, tensor: Tensor, survey: Base, params: tree.Tree | Non
             "be compared, or save it in PEFT with save_embedding_layers=False"
         )
     flat = tree.flatten(params)
-    target = next(t for t in targets(survey.rows, flat) if name in t.keys)
+    module, _, leaf = name.rpartition(".")
+    target = next(
+        t
+        for t in targets(survey.rows, flat)
+        if module in t.modules and t.row.hf.endswith(f".{leaf}")
+    )
     own = flat[target.path]
-    own = target.row.transform.inverse(to_host(own[target.index(target.keys.index(name))]))
+    own = target.row.transform.inverse(to_host(own[target.index(target.modules.index(module))]))
     theirs = tensor.view()
     # Equal at the precision of the coarser of the two.
     if own.shape != theirs.shape or not (

@@ -37,6 +37,24 @@ _DEFAULTS: dict[str, tuple[Names, Names]] = {
     "gemma2": (("q_proj", "v_proj", "down_proj"), ("down_proj",)),
     "qwen2": (("q_proj", "v_proj", "down_proj"), ("down_proj",)),
     "qwen3": (("q_proj", "v_proj", "down_proj"), ("down_proj",)),
+    # PEFT has none for these: keys, values and the MLP's second layer, as in the paper.
+    **dict.fromkeys(
+        (
+            "clip",
+            "clip_text_model",
+            "clip_vision_model",
+            "siglip",
+            "siglip_text_model",
+            "siglip_vision_model",
+            "vit",
+            "vit_mae",
+        ),
+        (("k_proj", "v_proj", "fc2"), ("fc2",)),
+    ),
+    **dict.fromkeys(
+        ("dinov2", "dinov2_with_registers"),
+        (("k_proj", "v_proj", "fc2", "down_proj"), ("fc2", "down_proj")),
+    ),
 }
 
 
@@ -45,7 +63,8 @@ class IA3:
     """(IA)³: y = l ∘ (W x + b), and y = W (l ∘ x) + b in feedforward layers; l starts at one.
 
     Attributes:
-      targets: as of `LoRA`; linear layers only. None: PEFT's choice for the model_type.
+      targets: as of `LoRA`; linear layers only. None: PEFT's choice for the model_type, where it
+        has one.
       feedforward: names, matching every module whose name ends in them, or a regular expression
         for whole names: the targets whose inputs are scaled. Where both are names each ends a
         name in `targets`. None: PEFT's choice for the model_type.

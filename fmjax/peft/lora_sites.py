@@ -79,7 +79,7 @@ def _chosen(spec: LoRA, base: Base, weight: Weight, name: str) -> bool:
     if spec.excludes(name) or spec.saves(name):
         return False
     if spec.targets == ALL_LINEAR:
-        return weight.linear and not weight.head
+        return weight.linear and not weight.head and not weight.conv
     return spec.matches(name)
 
 

@@ -72,8 +72,17 @@ def check_length(spec: str, P: Any) -> None:
 
 
 def table(base: Base) -> Weight:
-    """The table of the words, [V, D]."""
-    return next(w for w in base.weights if not w.linear and w.axes[0] == "vocab")
+    """The table of the words, [V, D].
+
+    Raises:
+      ConfigError: a model that reads no words.
+    """
+    for weight in base.weights:
+        if not weight.linear and weight.axes[0] == "vocab":
+            return weight
+    raise ConfigError(
+        f"a prompt stands among words, which a {base.model_type} model does not read; use a prefix"
+    )
 
 
 def check(spec: Any, base: Base) -> None:

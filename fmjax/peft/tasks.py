@@ -16,6 +16,8 @@ _TASKS = {
     "ForSequenceClassification": ("SEQ_CLS", ("classifier", "score")),
     "ForTokenClassification": ("TOKEN_CLS", ("classifier", "score")),
     "ForQuestionAnswering": ("QUESTION_ANS", ("qa_outputs",)),
+    # PEFT has no task for images: what is to be trained whole must be named.
+    "ForImageClassification": (None, ("classifier",)),
     "Model": ("FEATURE_EXTRACTION", ()),
 }
 
@@ -54,6 +56,6 @@ def modules_to_save(config: Mapping[str, Any], base: Base) -> Any:
     own = config.get("modules_to_save") or []
     if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
         return own
-    added = dict(_TASKS.values()).get(config.get("task_type"), ())
+    added = {t: names for t, names in _TASKS.values() if t}.get(config.get("task_type"), ())
     names = dict.fromkeys([*own, *added])
     return [name for name in names if name not in added or present(name, base)]

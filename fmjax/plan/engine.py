@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from fmjax.plan import hlo
+from fmjax.plan import assigned, hlo
 from fmjax.plan.arithmetic import count
 from fmjax.plan.result import Memory, Plan
 from fmjax.plan.roofline import estimate
@@ -29,6 +29,7 @@ def plan(
     topology: Topology,
     model_flops: float,
     settings: Mapping[str, Any] | None = None,
+    codegen: bool = True,
 ) -> Plan:
     """Plans a training step; nothing is allocated.
 
@@ -39,6 +40,7 @@ def plan(
       topology: what the mesh is of.
       model_flops: that the model needs for the batch on all devices, for the utilisation.
       settings: what the result calls it.
+      codegen: see `plan_traced`.
     """
     tokens = math.prod(next(iter(batch.values())).shape)
     return plan_traced(
@@ -50,6 +52,7 @@ def plan(
         tokens=tokens,
         model_flops=model_flops,
         settings=settings,
+        codegen=codegen,
     )
 
 
@@ -64,6 +67,7 @@ def plan_traced(
     tokens: int,
     model_flops: float,
     settings: Mapping[str, Any] | None = None,
+    codegen: bool = True,
 ) -> Plan:
     """Plans whatever can be traced: a step of training, of decoding, of anything else.
 
@@ -76,12 +80,14 @@ def plan_traced(
       tokens: that it processes, on all devices.
       model_flops: that the model needs for them.
       settings: what the result calls it.
+      codegen: also have the machine code written, which takes a TPU's compiler most of its time and
+        changes no figure. Without it a process should end afterwards, see `assigned`.
     """
     start, chip = time.monotonic(), topology.chip
     traced = trace()
     counted = count(traced.jaxpr)
     flops, int8 = counted.flops / mesh.size, counted.int8 / mesh.size
-    compiled, text, used = compile_for(traced.lower(), chip.platform)
+    sizes, text, used = compile_for(traced.lower(), chip.platform, codegen)
     seconds = time.monotonic() - start
     held = {"weights": device_bytes(weights), "optimizer": device_bytes(optimizer)}
     common = {
@@ -96,15 +102,9 @@ def plan_traced(
         "model_flops_per_device": model_flops / mesh.size,
         "compile_seconds": seconds,
     }
-    if compiled is None:
+    if sizes is None:
         return _too_large(used, held, common)
-    stats = compiled.memory_analysis()
-    total = (
-        stats.argument_size_in_bytes
-        + stats.temp_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-    )
+    total = sizes.total
     module = hlo.parse(text)
     moved = tally(module)
     saved = saved_activations(module) + device_bytes(activations)
@@ -131,11 +131,11 @@ def plan_traced(
         hbm_bytes_per_device=total,
         fits=fits,
         memory=Memory(**held, activations=saved, temporaries=rest),
-        argument_bytes=stats.argument_size_in_bytes,
-        temp_bytes=stats.temp_size_in_bytes,
-        output_bytes=stats.output_size_in_bytes,
-        alias_bytes=stats.alias_size_in_bytes,
-        host_bytes=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
+        argument_bytes=sizes.argument,
+        temp_bytes=sizes.temp,
+        output_bytes=sizes.output,
+        alias_bytes=sizes.alias,
+        host_bytes=sizes.host,
         hbm_traffic_bytes_per_device=moved.traffic,
         collective_bytes=dict(sorted(moved.collectives.items())),
         seconds=dict(time_.terms),
@@ -180,42 +180,56 @@ _USED = re.compile(
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def compile_for(lowered: Any, platform: str) -> tuple[Any, str, int]:
+def compile_for(
+    lowered: Any, platform: str, codegen: bool = True
+) -> tuple[assigned.Sizes | None, str, int]:
     """Compiles for devices that may not be there.
 
     JAX's persistent cache is left alone: it can write such programs and not read them.
 
+    Args:
+      lowered: from `jax.stages.Traced.lower`.
+      platform: "tpu", or another.
+      codegen: see `plan_traced`.
+
     Returns:
-      (the program, its optimised HLO, 0), or (None, "", bytes used) where it does not fit.
+      (what it takes, its optimised HLO, 0), or (None, "", bytes used) where it does not fit.
     """
     enabled = jax.config.jax_enable_compilation_cache
-    with tempfile.TemporaryDirectory(prefix="fmjax-plan-") as directory:
+    with tempfile.TemporaryDirectory(prefix="fmjax-plan-", ignore_cleanup_errors=True) as directory:
         try:
             # Whether there is a cache is asked once, unless it is reset.
             jax.config.update("jax_enable_compilation_cache", False)
             compilation_cache.reset_cache()
-            return _compile(lowered, platform, directory)
+            return _compile(lowered, platform, Path(directory), codegen)
+        except jax.errors.JaxRuntimeError as e:
+            if (found := _USED.search(str(e))) is None:
+                raise
+            number, unit = (part for part in found.groups() if part is not None)
+            return None, "", int(float(number) * _UNITS[unit])
         finally:
             jax.config.update("jax_enable_compilation_cache", enabled)
             compilation_cache.reset_cache()
 
 
-def _compile(lowered: Any, platform: str, directory: str) -> tuple[Any, str, int]:
-    options = None
-    if platform == "tpu":
-        # libtpu's HLO can be newer than what jaxlib reads; so libtpu prints it itself.
-        options = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
-    try:
-        compiled = lowered.compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError as e:
-        if (found := _USED.search(str(e))) is None:
-            raise
-        number, unit = (part for part in found.groups() if part is not None)
-        return None, "", int(float(number) * _UNITS[unit])
+def _compile(
+    lowered: Any, platform: str, directory: Path, codegen: bool
+) -> tuple[assigned.Sizes, str, int]:
     if platform != "tpu":
-        return compiled, compiled.as_text(), 0
-    files = sorted(Path(directory).glob("*after_optimizations.txt"))
-    return compiled, files[-1].read_text(), 0
+        compiled = lowered.compile()
+        return assigned.of(compiled), compiled.as_text(), 0
+    # libtpu's HLO can be newer than what jaxlib reads; so libtpu prints it itself.
+    options = {"xla_dump_to": str(directory), "xla_dump_hlo_as_text": True}
+    if not codegen:
+        compiled, sizes, text = assigned.before_codegen(
+            lambda: lowered.compile(compiler_options=options), directory
+        )
+        if compiled is None:
+            return sizes, text, 0
+    else:
+        compiled = lowered.compile(compiler_options=options)
+    files = sorted(directory.glob("*after_optimizations.txt"))
+    return assigned.of(compiled), files[-1].read_text(), 0
 
 
 def device_bytes(tree: Any) -> int:

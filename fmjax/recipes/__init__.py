@@ -8,12 +8,15 @@ from fmjax.recipes.finetune import Finetune
 from fmjax.recipes.options import Adaptation, Cadence, Data, Hardware, Masking, Optimization
 from fmjax.recipes.pretrain import Pretrain
 from fmjax.recipes.tasks import Embed, EvaluateTask, FinetuneTask, Predict
+from fmjax.recipes.vision import Classify, EmbedImages, PretrainImages, Retrieve
 
 __all__ = [
     "Adaptation",
     "Cadence",
+    "Classify",
     "Data",
     "Embed",
+    "EmbedImages",
     "EvaluateTask",
     "Finetune",
     "FinetuneDpo",
@@ -24,4 +27,6 @@ __all__ = [
     "Optimization",
     "Predict",
     "Pretrain",
+    "PretrainImages",
+    "Retrieve",
 ]

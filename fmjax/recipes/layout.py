@@ -16,6 +16,7 @@ from fmjax.parallel import RULES, make_mesh, parse_rules, shard_batch, unused_ax
 from fmjax.parallel.choose import Needs, choose, state_bytes
 from fmjax.recipes.models import compute_dtype, parse_mesh
 from fmjax.recipes.options import Adaptation, Hardware
+from fmjax.train import offload
 
 ADAPTER_SHARE = 0.02
 """Trained weights of an adapter as a share of the model's: on the safe side."""
@@ -55,7 +56,9 @@ def lay_out(
 
     Raises:
       ShardingError: a mesh or rules that cannot be used, or rows that do not divide.
+      ConfigError: state to offload, and devices without pinned host memory.
     """
+    offload.check(hardware.offloaded, None)
     if hardware.mesh or jax.device_count() == 1:
         mesh, rules = named(hardware.mesh, hardware.rules)
     elif hardware.rules:
@@ -106,6 +109,8 @@ def needs_of(hardware: Hardware, config: ModelConfig, adaptation: Adaptation, ro
         return math.gcd(*(n for dim in dims for name, n in dim if name == axis))
 
     moments = MOMENT_BITS[adaptation.moments] + (16 if adaptation.ema else 0)
+    if hardware.offloaded:
+        moments = 0
     if adaptation.method == "full":
         state = state_bytes(count, moments_bits=moments)
     else:

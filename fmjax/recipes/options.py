@@ -10,6 +10,7 @@ Schedule = Literal["auto", "cosine", "wsd", "linear", "constant"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Remat = Literal["none", "full", "dots", "minimal", "attention", "qkv", "offload"]
 Attention = Literal["auto", "xla", "blockwise", "splash", "cudnn"]
+Offload = Literal["none", "optimizer"]
 Method = Literal["full", "lora", "rslora", "dora", "qlora", "prefix", "prompt", "ptuning", "ia3"]
 
 
@@ -227,6 +228,8 @@ class Hardware:
       remat: What the backward pass recomputes to save memory: nothing, whole layers (with
         offload their inputs wait in the host's memory), all but matmuls (dots), little (minimal),
         the MLP (attention), or all but queries, keys and values (qkv).
+      offload: optimizer keeps the optimizer's state in the host's memory between updates, where the
+        devices have pinned host memory (TPUs, GPUs); that takes the time of the copies.
       attention: How attention is computed: xla holds all scores, blockwise a block of them,
         splash is a kernel for TPUs and cudnn one for NVIDIA GPUs. auto takes what fits.
       matmul: int8 multiplies in 8-bit integers where layers are dense, which accelerators do up to
@@ -246,6 +249,7 @@ class Hardware:
     rules: str = ""
     dtype: DType = "auto"
     remat: Remat = "none"
+    offload: Offload = "none"
     attention: Attention = "auto"
     matmul: Literal["default", "int8"] = "default"
     microbatches: int | None = None
@@ -253,6 +257,11 @@ class Hardware:
     processes: int | None = None
     process: int | None = None
     profile: str = ""
+
+    @property
+    def offloaded(self) -> str | None:
+        """For `fmjax.train.make_step`."""
+        return None if self.offload == "none" else self.offload
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,10 @@ from fmjax.recipes.adaptation import Adapted, adapter_spec
 from fmjax.recipes.measure import check_length
 from fmjax.recipes.models import CAUSAL, architecture
 from fmjax.recipes.objective import choose, is_masked
-from fmjax.recipes.options import Adaptation, Masking, Optimization
+from fmjax.recipes.options import Masking, Optimization
 from fmjax.recipes.plan_advice import advice
+from fmjax.recipes.plan_apart import plan_apart
+from fmjax.recipes.plan_cases import Case
 from fmjax.recipes.plan_decode import plan_decoding
 from fmjax.recipes.plan_layout import layout_of, name_of
 from fmjax.recipes.plan_params import abstract_params
@@ -31,76 +33,13 @@ from fmjax.train import Step, make_step
 from fmjax.train.flops import matmul_params, train_flops_per_token
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One step to plan.
-
-    Attributes:
-      model: a published size, a config.json or a model directory (of which only the config is
-        read).
-      topology: such as "v5p:2x2x4".
-      batch: B, rows of the global batch.
-      seq: T, tokens of a row.
-      adaptation: the method and its settings.
-      optimization: of which only `accumulate` changes what a step takes.
-      remat, attention, matmul, microbatches: of `fmjax.Execution`; decoding has only `attention`.
-      mesh: sizes by axis, such as "fsdp=8,tensor=2".
-      rules: a ready list, and pairs in front of it. Without both a layout is chosen, as runs do.
-      packed: rows hold several documents, as in pretraining; else one document each.
-      override: "field=value" changes of the architecture.
-      decode: plan a token of decoding instead of a training step; T slots of cache.
-    """
-
-    model: str
-    topology: str
-    batch: int
-    seq: int
-    adaptation: Adaptation = Adaptation()
-    optimization: Optimization = Optimization()
-    remat: str = "full"
-    attention: str = "auto"
-    mesh: str = ""
-    rules: str = ""
-    packed: bool = True
-    override: tuple[str, ...] = ()
-    decode: bool = False
-    matmul: str = "default"
-    microbatches: int | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """What a plan calls it; what is left at its default is left out."""
-        a, o = self.adaptation, self.optimization
-        named = {
-            "model": self.model,
-            "method": a.method,
-            "batch": self.batch,
-            "seq": self.seq,
-            "remat": self.remat,
-            "attention": self.attention,
-            "matmul": "" if self.matmul == "default" else self.matmul,
-            "microbatches": self.microbatches or "",
-            "moments": a.moments,
-            "adapter_dtype": "" if a.adapter_dtype == "auto" else a.adapter_dtype,
-            "quantize": "" if a.precision == "none" else a.precision,
-            "rank": a.rank if a.method in ("lora", "rslora", "dora", "qlora") else "",
-            "accumulate": o.accumulate if o.accumulate > 1 else "",
-            "mesh": self.mesh,
-            "rules": self.rules,
-            "override": " ".join(self.override),
-        }
-        if self.decode:
-            named = (
-                {"step": "decode"} | named | dict.fromkeys(("remat", "moments", "accumulate"), "")
-            )
-        return {name: value for name, value in named.items() if value != ""}
-
-
-def plan_case(case: Case, devices: list[Any] | None = None) -> Plan:
+def plan_case(case: Case, devices: list[Any] | None = None, codegen: bool = True) -> Plan:
     """Plans a training step; nothing is allocated and no chip is touched.
 
     Args:
       case: the step.
       devices: of its topology, where they have been described already.
+      codegen: see `fmjax.plan.engine.plan_traced`, and `plan_apart` for what needs no such thought.
 
     Raises:
       FmjaxError: settings that cannot be used, or a compiler that is not installed.
@@ -110,13 +49,15 @@ def plan_case(case: Case, devices: list[Any] | None = None) -> Plan:
         raise ConfigError(f"--batch {case.batch} and --seq {case.seq} must be at least 1")
     if not case.decode:
         case.adaptation.check()
-    elif case.matmul != "default" or case.microbatches is not None:
-        raise ConfigError("--matmul and --microbatches are of training; leave out --decode or them")
+    elif (case.matmul, case.microbatches, case.offload) != ("default", None, "none"):
+        raise ConfigError(
+            "--matmul, --microbatches and --offload are of training; leave out --decode or them"
+        )
     config = config_of(case)
     devices = describe(topology) if devices is None else devices
     mesh, rules = layout_of(case, config, devices, topology.chip.hbm)
     if case.decode:
-        result = plan_decoding(case, config, topology, mesh, rules)
+        result = plan_decoding(case, config, topology, mesh, rules, codegen)
         return result if result.fits else dataclasses.replace(result, advice=advice(case, result))
     step, variables, flops = build(case, config, mesh, rules)
     state = step.abstract_state(variables)
@@ -127,6 +68,7 @@ def plan_case(case: Case, devices: list[Any] | None = None) -> Plan:
         topology=topology,
         model_flops=flops * case.batch * case.seq,
         settings=case.settings() | {"rules": case.rules or name_of(rules)},
+        codegen=codegen,
     )
     result = dataclasses.replace(result, notes=(*result.notes, *beyond(case, config)))
     return result if result.fits else dataclasses.replace(result, advice=advice(case, result))
@@ -144,9 +86,7 @@ def search_cases(case: Case, report: Callable[[Tried], None]) -> list[Tried]:
     """
     from fmjax.recipes.plan_search import groups
 
-    topology = parse(case.topology)
-    devices = describe(topology)
-    return search(groups(case, topology), lambda one: plan_case(one, devices), report)
+    return search(groups(case, parse(case.topology)), plan_apart, report)
 
 
 def config_of(case: Case) -> ModelConfig:
@@ -221,6 +161,7 @@ def build(
         accumulate=optimization.accumulate,
         clip_norm=optimization.clip_norm or None,
         learning_rate=rate,
+        offload=None if case.offload == "none" else case.offload,
     )
     base = matmul_params(params, getattr(config, "expert_share", 1.0))
     flops = train_flops_per_token(

@@ -46,6 +46,8 @@ def _of_training(case: Any, result: Plan) -> list[str]:
         found.append(f"--seq {case.seq // 2}: shorter rows")
     if crowded and a.method == "full" and a.moments == "float32":
         found.append("--moments bfloat16, or int8: smaller optimizer state")
+    if crowded and a.method == "full" and case.offload == "none":
+        found.append("--offload optimizer: its state in the host's memory, at the cost of copies")
     if crowded and a.method == "full":
         found.append("--method lora: train little beside frozen weights")
     elif crowded and a.precision == "none":

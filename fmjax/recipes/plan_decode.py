@@ -21,7 +21,12 @@ from fmjax.train.placement import structs, variable_shardings
 
 
 def plan_decoding(
-    case: Any, config: ModelConfig, topology: Topology, mesh: Mesh, rules: Rules
+    case: Any,
+    config: ModelConfig,
+    topology: Topology,
+    mesh: Mesh,
+    rules: Rules,
+    codegen: bool = True,
 ) -> Plan:
     """Plans one token of each of B rows, whose caches of T slots are full but for it.
 
@@ -33,6 +38,7 @@ def plan_decoding(
       topology: what the mesh is of.
       mesh: devices.
       rules: logical axes → mesh axes.
+      codegen: see `fmjax.plan.engine.plan_traced`.
     """
     a = case.adaptation
     model = fmjax.build(
@@ -90,6 +96,7 @@ def plan_decoding(
         tokens=batch,
         model_flops=(2 * params + attention) * batch,
         settings=case.settings(),
+        codegen=codegen,
     )
 
 

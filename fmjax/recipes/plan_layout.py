@@ -33,7 +33,8 @@ def layout_of(
     if case.rules or case.decode:
         return make_mesh(fsdp=-1, devices=devices), parse_rules(case.rules)
     rows = case.batch // max(case.optimization.accumulate, 1)
-    needs = needs_of(Hardware(dtype="bfloat16"), config, case.adaptation, rows)
+    hardware = Hardware(dtype="bfloat16", offload=case.offload)
+    needs = needs_of(hardware, config, case.adaptation, rows)
     chosen = choose(needs, devices, memory)
     return make_mesh(**chosen.sizes, devices=devices), RULES[chosen.rules]
 

@@ -111,6 +111,7 @@ class Run:
             accumulate=optimization.accumulate,
             clip_norm=optimization.clip_norm or None,
             learning_rate=self.rate,
+            offload=self.settings.hardware.offloaded,
         )
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:

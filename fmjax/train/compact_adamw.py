@@ -29,7 +29,7 @@ def compact_adamw(
     b1: float,
     b2: float,
     eps: float,
-    weight_decay: float,
+    weight_decay: optax.ScalarOrSchedule,
     mask: Callable[[Any], Any],
 ) -> optax.GradientTransformation:
     """AdamW with both moments in one of `MOMENT_DTYPES`; the parameters may be bfloat16.
@@ -48,7 +48,7 @@ def compact_adamw(
       learning_rate: a float or a schedule.
       moment_dtype: of `MOMENT_DTYPES`.
       b1, b2, eps: as Adam's.
-      weight_decay: decoupled.
+      weight_decay: decoupled; a float or a schedule.
       mask: parameters → tree of bools, which are decayed.
     """
 
@@ -68,6 +68,7 @@ def compact_adamw(
     def update(grads: Any, state: Any, params: Any) -> tuple[Any, optax.ScaleByAdamState]:
         count = optax.safe_increment(state.count)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        decay = weight_decay(state.count) if callable(weight_decay) else weight_decay
         bias1, bias2 = (1 - b ** count.astype(jnp.float32) for b in (b1, b2))
 
         def leaf(decay: float, g: Any, p: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
@@ -79,7 +80,7 @@ def compact_adamw(
         leaves, treedef = jax.tree.flatten(grads)
         rest = [treedef.flatten_up_to(t) for t in (params, state.mu, state.nu, mask(params))]
         new = [
-            _by_layers(leaf, weight_decay if decayed else 0.0, g, p, m, v)
+            _by_layers(leaf, decay if decayed else 0.0, g, p, m, v)
             for g, p, m, v, decayed in zip(leaves, *rest, strict=True)
         ]
         updates, mu, nu = (treedef.unflatten(part) for part in zip(*new, strict=True))

@@ -50,15 +50,21 @@ def summed_gradients(
         new, extra = one(extra, *part)
         return (jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, new), extra), None
 
-    # Part i is rows i, i + accumulate, …: each device cuts its own rows, and none move.
-    parts = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 0, 1),
-        batch,
-    )
+    parts = in_parts(batch, accumulate)
     shapes, _ = jax.eval_shape(one, extra, jax.tree.map(lambda x: x[0], parts), 0)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
     (sums, extra), _ = jax.lax.scan(body, (zeros, extra), (parts, jnp.arange(accumulate)))
     return sums, extra
+
+
+def in_parts(batch: Any, parts: int) -> Any:
+    """Arrays [B, …] → [parts, B / parts, …].
+
+    Part i is rows i, i + parts, …: each device cuts its own rows, and none move.
+    """
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
+    )
 
 
 def global_norm(grads: Any) -> jax.Array:

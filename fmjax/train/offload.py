@@ -23,7 +23,7 @@ def check(offload: str | None, mesh: Mesh | None) -> None:
     if HOST not in kinds:
         raise ConfigError(
             f"offload='optimizer' needs {HOST} memory, but {device} has {', '.join(kinds)}; "
-            "use another backend, or leave offload away"
+            "use another backend, or leave offload (--offload) away"
         )
 
 

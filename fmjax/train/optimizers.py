@@ -24,7 +24,7 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.95,
     eps: float = 1e-8,
-    weight_decay: float = 0.1,
+    weight_decay: optax.ScalarOrSchedule = 0.1,
     decay: Sequence[tuple[str, bool]] = DECAY,
     mu_dtype: Any = None,
     moment_dtype: str | None = None,
@@ -37,6 +37,7 @@ def adamw(
       learning_rate: a float or a schedule, see `fmjax.train.schedules`.
       b1, b2, eps: moments' decay and the denominator's floor.
       weight_decay: decoupled; each update subtracts learning_rate · weight_decay · parameter.
+        A float or a schedule, such as `schedules.cosine(0.04, 0.4, steps)`.
       decay: ordered (regex, bool) over paths such as "params/layers/mlp/up_proj/kernel"; the first
         match decides, and every path must be covered.
       mu_dtype: of the first moment; None is the parameter's.
@@ -51,7 +52,7 @@ def adamw(
         raise ConfigError(f"learning_rate {learning_rate} is negative")
     if not (0 <= b1 < 1 and 0 <= b2 < 1):
         raise ConfigError(f"adamw: b1 {b1} and b2 {b2} must lie in [0, 1)")
-    if weight_decay < 0:
+    if not callable(weight_decay) and weight_decay < 0:
         raise ConfigError(f"weight_decay {weight_decay} is negative")
     shared = {"b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
     shared["mask"] = lambda params: tree.match_rules(decay, params, "decay rule")

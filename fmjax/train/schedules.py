@@ -1,8 +1,10 @@
-"""Learning-rate schedules: functions of the number of updates applied so far.
+"""Schedules: functions of the number of updates applied so far.
 
-With warm-up, update 0 has rate 0, as in Optax and transformers.
+Those of learning rates warm up: update 0 has rate 0 then, as in Optax and transformers. `cosine`
+and `ramp` are for anything else, such as a weight decay or a teacher's momentum and temperature.
 """
 
+import jax.numpy as jnp
 import optax
 
 from fmjax.core.errors import ConfigError
@@ -56,6 +58,25 @@ def warmup_stable_decay(
     plateau = optax.constant_schedule(peak)
     fall = optax.linear_schedule(peak, end, max(decay, 1))
     return _after_warmup(peak, warmup, optax.join_schedules([plateau, fall], [stable]))
+
+
+def cosine(start: float, end: float, steps: int) -> optax.Schedule:
+    """Half a cosine from `start` to `end` at update `steps`, and `end` from there on."""
+    if steps < 1:
+        raise ConfigError(f"schedule: a cosine over {steps} steps; it takes at least 1")
+
+    def at(step):
+        share = jnp.clip(step / steps, 0, 1)
+        return end + (start - end) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+
+    return at
+
+
+def ramp(start: float, end: float, steps: int) -> optax.Schedule:
+    """A straight line from `start` to `end` at update `steps`, and `end` from there on."""
+    if steps < 1:
+        raise ConfigError(f"schedule: a ramp over {steps} steps; it takes at least 1")
+    return lambda step: start + (end - start) * jnp.clip(step / steps, 0, 1)
 
 
 def _after_warmup(peak: float, warmup: int, rest: optax.Schedule) -> optax.Schedule:

@@ -15,6 +15,7 @@ from fmjax.core.errors import ConfigError
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.train import offload as offloading
 from fmjax.train.donation import check_donation
+from fmjax.train.gradient_cache import can_cache, loss_in_parts
 from fmjax.train.gradients import global_norm, summed_gradients
 from fmjax.train.placement import (
     inherited_shardings,
@@ -33,8 +34,11 @@ Metrics = dict[str, jax.Array]
 class Objective(Protocol):
     """A pair of pure functions. `decomposes = False` says that a batch cannot be cut in parts.
 
-    An objective may also have `summarize(means) → means`, applied to the means of an evaluation,
-    and `unit`, "tokens" unless it says "examples": what the speed of a run is measured in.
+    An objective may also have `summarize(means) → means`, applied to the means of an evaluation;
+    `unit`, "tokens" unless it says "examples": what the speed of a run is measured in;
+    `project(trained, extra) → trained`, applied to the trained variables after each update, such
+    as a bound on one of them; and, if it does not decompose, `embed` and `compare`, see
+    `fmjax.train.gradient_cache`.
     """
 
     def init(self, variables: Any) -> Any: ...
@@ -63,6 +67,11 @@ class Step:
     def __post_init__(self) -> None:
         self._updates: dict[Any, Callable[..., Any]] = {}
         self._evaluate = jax.jit(self._sums)
+        # Parts of which the gradients are summed, and parts in which a loss of the whole batch
+        # embeds it.
+        decomposes = getattr(self.objective, "decomposes", True)
+        self._summed, self._embedded = (self.accumulate, 1)[:: 1 if decomposes else -1]
+        self._checked: set[int] = set()
 
     @property
     def unit(self) -> str:
@@ -151,7 +160,8 @@ class Step:
     # The step itself.
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One update. Consumes (donates) the trained arrays, optimizer state and extra of `state`.
+        """One update. Consumes (donates) the trained arrays, optimizer state and extra of `state`;
+        the first one warns where it does not, see `fmjax.train.donation`.
 
         Returns:
           The next state, and f32 scalars left on the device: loss, grad_norm (before clipping),
@@ -159,6 +169,10 @@ class Step:
           schedule is known, skipped (updates so far that were not finite), and the objective's own.
         """
         update, arguments, frozen = self._prepare(state, batch)
+        if id(update) not in self._checked:
+            # The call below takes the program that is compiled here: nothing is compiled twice.
+            check_donation(update.lower(*arguments).compile(), arguments[0])
+            self._checked.add(id(update))
         (trained, opt_state, extra), (step, skipped), metrics = update(*arguments)
         return TrainState(
             step, tree.combine(trained, frozen), opt_state, extra, state.rng, skipped
@@ -229,7 +243,7 @@ class Step:
                 extra,
                 batch,
                 jax.random.fold_in(rng, step),
-                self.accumulate,
+                self._summed,
                 shardings[0],
             )
         weight = sums["weight"]
@@ -241,12 +255,20 @@ class Step:
         def apply(new_extra: Any, grads: Any) -> Any:
             grads = jax.tree.map(lambda g, p: (g * (clip / weight)).astype(p.dtype), grads, trained)
             updates, new_opt_state = update(grads, opt_state, trained)
-            return optax.apply_updates(trained, updates), new_opt_state, new_extra
+            new = optax.apply_updates(trained, updates)
+            if hasattr(self.objective, "project"):
+                new = self.objective.project(new, new_extra)
+            return new, new_opt_state, new_extra
 
-        # A branch, not a select: it updates in place on every backend, where selecting per leaf
-        # makes XLA's CPU backend copy both moments first (2.3 × parameters of temporaries, not 1).
+        # A branch updates in place on TPUs and CPUs, where selecting per leaf copies both moments
+        # first (2.3 × parameters of temporaries, not 1). On GPUs the branch would copy weights and
+        # moments (LLaMA-1B on an H100: 32.2 GiB, not 21.1). What is offloaded cannot be selected.
         with self._layout():
-            new = jax.lax.cond(finite, apply, lambda *_: donated, new_extra, sums["grads"])
+            if logical.platform() == "gpu" and not self.offload:
+                taken = apply(new_extra, sums["grads"])
+                new = jax.tree.map(lambda n, old: jnp.where(finite, n, old), taken, donated)
+            else:
+                new = jax.lax.cond(finite, apply, lambda *_: donated, new_extra, sums["grads"])
         now_skipped = skipped + (~finite).astype(jnp.int32)
         metrics = {"loss": sums["loss"] / weight}
         metrics |= {name: total / w for name, (total, w) in sums["metrics"].items()}
@@ -260,7 +282,10 @@ class Step:
 
     def _loss(self, frozen: Any, trained: Any, extra: Any, batch: Batch, rng: jax.Array) -> Any:
         variables = tree.combine(trained, frozen)
-        total, *aux = self.objective.loss(self.apply, variables, extra, batch, rng)
+        loss = self.objective.loss
+        if self._embedded > 1:
+            loss = partial(loss_in_parts, self.objective, self._embedded)
+        total, *aux = loss(self.apply, variables, extra, batch, rng)
         return total.astype(jnp.float32), tuple(aux)
 
     def _sums(self, variables: Any, extra: Any, batch: Batch) -> dict[str, Any]:
@@ -306,7 +331,8 @@ def make_step(
       trainable: ordered (regex, bool) over paths such as "params/h/mlp/c_fc/kernel"; every path
         must be covered. Or `fmjax.train.freeze(…)`. Default: the adapter (without its constants)
         if there is one, else all of "params".
-      accumulate: microbatches that a batch is cut into.
+      accumulate: microbatches that a batch is cut into. A contrastive loss, which needs the whole
+        batch, is given all embeddings, computed in so many parts, twice (a gradient cache).
       clip_norm: bound on the global norm of the mean gradient; None does not clip.
       learning_rate: of the optimizer, only to report it.
       offload: "optimizer" keeps the optimizer's state in pinned host memory, fetches it for the
@@ -320,7 +346,8 @@ def make_step(
         raise ConfigError(f"accumulate is {accumulate}; it must be at least 1")
     if clip_norm is not None and clip_norm <= 0:
         raise ConfigError(f"clip_norm is {clip_norm}; it must be positive, or None")
-    if accumulate > 1 and not getattr(objective, "decomposes", True):
+    whole = not getattr(objective, "decomposes", True)
+    if accumulate > 1 and whole and not can_cache(objective):
         raise ConfigError(
             f"{type(objective).__name__} compares the examples of a whole batch and cannot be "
             f"accumulated; use accumulate=1 (got {accumulate})"

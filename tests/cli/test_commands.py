@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from quick import environ
 
 import fmjax
 from fmjax import peft
@@ -61,7 +62,8 @@ def test_every_flag_is_explained(place):
 def test_help_of_tasks(name, flag, capsys):
     """The flag alone turns the help to the task's; with a value, too."""
     kind = _resolve(VARIANTS[name, flag])
-    for arguments in ([flag, "classification"], [f"{flag}=classification"]):
+    value = "mae" if flag == "--objective" else "classification"
+    for arguments in ([flag, value], [f"{flag}={value}"]):
         with pytest.raises(SystemExit) as stopped:
             main([name, *arguments, "--help"])
         assert stopped.value.code == 0
@@ -234,7 +236,7 @@ def test_a_stopped_run_saves_and_goes_on(train_args, tmp_path):
     arguments += ["--eval-every", "0", "--schedule", "constant"]
     process = subprocess.Popen(
         [sys.executable, "-m", "fmjax", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ(8),
     )  # fmt: skip
     deadline = time.time() + 120
     while not (run / "metrics.jsonl").exists() or len(log(run)) < 3:

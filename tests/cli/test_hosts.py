@@ -1,12 +1,12 @@
 """Training commands as several processes."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
 
 import pytest
+from quick import environ
 
 from fmjax.cli.main import execute
 
@@ -47,8 +47,6 @@ def start(arguments, count):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         coordinator = f"localhost:{s.getsockname()[1]}"
-    environ = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environ |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     flags = ["--coordinator", coordinator, "--processes", str(count), "--process"]
     return [
         subprocess.Popen(
@@ -56,7 +54,7 @@ def start(arguments, count):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environ,
+            env=environ(4),
         )
         for i in range(count)
     ]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+from quick import environ
 
 import fmjax
 from fmjax import hub
@@ -34,19 +35,19 @@ SMALL = {
 }
 
 
-def test_two_processes_write_what_one_writes(tmp_path, monkeypatch):
+def test_two_processes_write_what_one_writes(tmp_path):
     model = fmjax.build(SMALL)
     fmjax.save_pretrained(tmp_path / "in", model, fmjax.init_params(model, jax.random.key(0)))
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, address, str(i), tmp_path / "in", tmp_path / "out"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=environ(),
         )
         for i in range(2)
     ]

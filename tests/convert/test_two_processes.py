@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+from quick import environ
 
 import fmjax
 
@@ -39,14 +40,13 @@ TINY = {
 }
 
 
-def test_each_process_reads_its_half_and_one_writes_the_whole(tmp_path, monkeypatch):
+def test_each_process_reads_its_half_and_one_writes_the_whole(tmp_path):
     model = fmjax.build(TINY)
     params = fmjax.init_params(model, jax.random.key(0))
     fmjax.save_pretrained(tmp_path / "in", model, params, max_shard_size=3000)
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
     command = [sys.executable, "-c", WORKER, address]
     workers = [
         subprocess.Popen(
@@ -54,6 +54,7 @@ def test_each_process_reads_its_half_and_one_writes_the_whole(tmp_path, monkeypa
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=environ(),
         )
         for i in range(2)
     ]

@@ -81,7 +81,7 @@ def test_the_loop_ends_when_every_row_has(llama):
 def test_cached_logits_are_those_of_the_whole_sequence(twin):
     """Prefill of a part, then token by token through the cache, against one pass without."""
     ids = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (2, 11)), jnp.int32)
-    whole = twin.model.apply(twin.variables, input_ids=ids).logits
+    whole = jax.jit(twin.model.apply)(twin.variables, ids).logits
     slots = jnp.ones((2, 16), jnp.int32)
     for model, variables in (
         (twin.model, twin.variables),
@@ -107,8 +107,10 @@ def test_cached_logits_are_those_of_the_whole_sequence(twin):
 
 def test_logits_to_keep(twin):
     ids = jnp.asarray([PROMPTS[2]], jnp.int32)
-    whole = twin.model.apply(twin.variables, input_ids=ids)
-    last = twin.model.apply(twin.variables, input_ids=ids, logits_to_keep=2)
+    whole = jax.jit(twin.model.apply)(twin.variables, ids)
+    last = jax.jit(twin.model.apply, static_argnames="logits_to_keep")(
+        twin.variables, ids, logits_to_keep=2
+    )
     np.testing.assert_allclose(last.logits, whole.logits[:, -2:], rtol=0, atol=1e-5)
     assert last.last_hidden_state.shape == whole.last_hidden_state.shape
 
@@ -167,7 +169,7 @@ def test_first_tokens_follow_the_models_distribution(llama):
         sampling=Sampling(temperature=1.0),
         rng=jax.random.key(0),
     )
-    logits = llama.model.apply(llama.variables, input_ids=jnp.array([[5, 9, 12]])).logits[0, -1]
+    logits = jax.jit(llama.model.apply)(llama.variables, jnp.array([[5, 9, 12]])).logits[0, -1]
     counts = np.bincount(out.tokens[:, 0], minlength=VOCAB) / 4000
     np.testing.assert_allclose(counts, jax.nn.softmax(logits), atol=0.035)
 
@@ -185,7 +187,7 @@ def test_logprobs_are_the_models_own(llama):
     )
     for row, tokens, ours in zip(PROMPTS, out.tokens, out.logprobs, strict=False):
         ids = jnp.asarray([row + tokens.tolist()])
-        logits = llama.model.apply(llama.variables, input_ids=ids).logits[0, len(row) - 1 : -1]
+        logits = jax.jit(llama.model.apply)(llama.variables, ids).logits[0, len(row) - 1 : -1]
         theirs = jax.nn.log_softmax(logits)[jnp.arange(5), tokens]
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
@@ -250,6 +252,7 @@ def test_calls_in_the_same_buckets_share_a_program(llama):
     assert decoding.run._cache_size() == before + 1
 
 
+@pytest.mark.optimised
 # Falcon 7B has one key–value head: with one row, none of the cache's leading axes is left.
 @pytest.mark.parametrize(
     ("name", "depth"), [("gpt2", {"n_layer": 2}), ("falcon-7b", {"num_hidden_layers": 2})]

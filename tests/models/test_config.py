@@ -43,6 +43,12 @@ def test_from_hf_inverts_to_hf(config) -> None:
 
 # What the published config.json files hold, bookkeeping apart.
 HUB = {
+    "vit-b16": """{
+        "attention_probs_dropout_prob": 0.0, "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
+        "hidden_size": 768, "image_size": 224, "initializer_range": 0.02,
+        "intermediate_size": 3072, "layer_norm_eps": 1e-12, "model_type": "vit",
+        "num_attention_heads": 12, "num_channels": 3, "num_hidden_layers": 12, "patch_size": 16,
+        "qkv_bias": true}""",
     "qwen2-0.5b": """{
         "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
         "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,

@@ -137,9 +137,12 @@ def test_dropout_acts_when_a_key_is_given(parity, tmp_path):
     model, params = fmjax.from_pretrained(tmp_path)
     inputs = {"input_ids": jnp.full((2, 4), 5, jnp.int32)}
 
+    @jax.jit
+    def apply(rngs):
+        return model.apply({"params": params}, **inputs, rngs=rngs).logits
+
     def logits(key=None):
-        rngs = {} if key is None else {"rngs": {"dropout": jax.random.key(key)}}
-        return np.asarray(model.apply({"params": params}, **inputs, **rngs).logits)
+        return np.asarray(apply({} if key is None else {"dropout": jax.random.key(key)}))
 
     np.testing.assert_array_equal(logits(1), logits(1))
     assert np.abs(logits(1) - logits(2)).max() > 1e-3

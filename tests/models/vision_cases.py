@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
+from quick import QUICK
 
 import fmjax
 from fmjax.convert import open_directory, param_items
@@ -23,12 +24,24 @@ SMALL = dict(
 )
 
 
-def make(parity, directory, case, dtype="float32"):
-    """A random model of transformers saved in `directory`; case: (class, options)."""
+def make(directory, case, dtype="float32"):
+    """A random model of transformers saved in `directory`; case: (class, options).
+
+    Nothing in it is left at zero or one: tokens, fixed positions, norms and biases are random too.
+    """
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
     name, options = case
     cls = getattr(transformers, name)
-    model = parity.reference(cls, cls.config_class(**(SMALL | options)), directory, dtype)
-    return model
+    model = cls(cls.config_class(**(SMALL | options)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1 or not parameter.any():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.to(getattr(torch, dtype)).save_pretrained(directory)
+    return cls.from_pretrained(directory, attn_implementation="eager").eval()
 
 
 def images(config, height=None, width=None, rows=2, seed=1):
@@ -112,24 +125,34 @@ def compare_export(hf, source, target, model, params, renamed=lambda name: name,
         assert (again.state_dict()[name] == parameter).all(), name
 
 
-def compare_gradients(hf, model, params, inputs, loss, field, renamed=None, **options):
-    """Gradients of `loss(array)`, written for torch and jax alike, by every tensor of the file."""
+def compare_gradients(hf, model, params, inputs, loss, own=None, fixed=(), **options):
+    """Gradients by every tensor of the file of a loss of the output, written for both libraries.
+
+    Args:
+      own: the loss as a function of (params, inputs), where it is not `loss` of the output.
+      fixed: names of tensors without gradient here.
+    """
     hf.zero_grad()
-    arrays = {k: to_torch(k, v) for k, v in inputs.items()}
-    loss(getattr(hf(**arrays, **options), field)).backward()
-    expected = {n: p.grad.numpy() for n, p in hf.named_parameters() if p.requires_grad}
-    rest = {k: jnp.asarray(v) for k, v in inputs.items()}
-
-    def own(params):
-        return loss(getattr(model.apply({"params": params}, **rest), field))
-
-    grads = jax.jit(jax.grad(own))(params)
+    theirs = loss(hf(**{k: to_torch(k, v) for k, v in inputs.items()}, **options))
+    theirs.backward()
+    # Fixed positions have gradients in transformers, once they are read from files.
+    expected = {n: p.grad.numpy() for n, p in hf.named_parameters() if n not in fixed}
+    for name in [name for name in expected if ".gate_proj." in name]:
+        up = expected.pop(name.replace(".gate_proj.", ".up_proj."))
+        fused = np.concatenate([expected.pop(name), up])
+        expected[name.replace(".gate_proj.", ".weights_in.")] = fused
+    own = own or (lambda params, inputs: loss(model.apply({"params": params}, **inputs)))
+    arrays = {k: jnp.asarray(v) for k, v in inputs.items()}
+    value, grads = jax.jit(jax.value_and_grad(own), compiler_options=QUICK)(params, arrays)
+    np.testing.assert_allclose(value, theirs.item(), rtol=1e-5)
     rows = get_family(model.config.model_type).rows(model.config)
     got = {i.name: i.read() for i in param_items(rows, grads)}
     names = in_memory(hf)
     assert expected.keys() <= {names(name) for name in got}
     for name, grad in got.items():
-        if names(name) in expected:
+        if names(name) in fixed:
+            assert not grad.any()
+        elif names(name) in expected:
             want = expected[names(name)]
             np.testing.assert_allclose(grad, want, rtol=1e-4, atol=ATOL, err_msg=name)
             assert np.abs(want).max() > 1e-5 or name.endswith("key.bias"), name
@@ -139,7 +162,6 @@ def in_memory(hf):
     """Name in the files → name among the reference's parameters."""
     names = [
         ("encoder.layer.", "layers."),
-        ("decoder.decoder_layers.", "decoder.decoder_layers."),
         ("attention.attention.query", "attention.q_proj"),
         ("attention.attention.key", "attention.k_proj"),
         ("attention.attention.value", "attention.v_proj"),
@@ -148,7 +170,8 @@ def in_memory(hf):
         ("output.dense", "mlp.fc2"),
     ]
     if type(hf).__name__.startswith("Dinov2"):
-        names = names[2:6]
+        names = [pair for pair in names if pair[0].startswith("attention.")]
+        names.append(("mlp.weights_out.", "mlp.down_proj."))
 
     def rename(name):
         for old, new in names:

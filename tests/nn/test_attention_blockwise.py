@@ -164,6 +164,7 @@ def temporaries(length: int, f) -> int:
     return grad.lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.optimised
 def test_temporaries_grow_with_the_length_not_its_square() -> None:
     short, long = (temporaries(n, bw.blockwise) for n in (2048, 8192))
     assert long < 4.5 * short

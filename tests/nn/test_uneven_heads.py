@@ -47,6 +47,7 @@ def test_kv_heads_are_repeated_until_they_divide(heads, kv, tensor, repeated) ->
         assert k.addressable_shards[0].data.shape[1] == repeated // tensor
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(("kv", "tensor"), [(2, 4), (3, 2), (1, 4)])
 def test_no_head_of_a_query_travels(kv: int, tensor: int) -> None:
     import fmjax

@@ -200,6 +200,7 @@ def wide_step(chunk, trainable):
     return step.lower(state, {"input_ids": ids})
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("frozen", [False, True], ids=["full", "frozen-head"])
 def test_a_vocabulary_of_128k_takes_a_tenth_of_the_temporaries(frozen):
     trainable = [(r"lm_head|embed", not frozen), (r".", True)]

@@ -72,6 +72,7 @@ def test_top_counts_ties_as_wrong():
     np.testing.assert_array_equal(picked(logits, jnp.array([1, 0, -100])), [2, 2, 0])
 
 
+@pytest.mark.optimised
 def test_vocabulary_stays_sharded(case):
     mesh = make_mesh(data=2, tensor=4)
     at = NamedSharding(mesh, PartitionSpec("data", None, "tensor"))

@@ -202,6 +202,7 @@ def test_accumulation_and_a_mesh_give_the_same_update(twin):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), results[0], other)
 
 
+@pytest.mark.optimised
 def test_the_step_holds_no_second_copy_of_the_base():
     config = LlamaConfig(
         hidden_size=128,

@@ -90,7 +90,8 @@ def test_a_mixtral_reports_its_routers_while_it_trains():
     mask[1, 4:] = 0
     ids = np.random.RandomState(0).randint(3, 29, (2, 6)).astype(np.int32)
     batch = {"input_ids": ids, "attention_mask": mask}
-    logits = model.apply({"params": params}, **batch, output_router_logits=True).router_logits
+    run = jax.jit(model.apply, static_argnames="output_router_logits")
+    logits = run({"params": params}, **batch, output_router_logits=True).router_logits
     expected = jax.device_get(router_statistics(logits, 2, mask))
     norms = []
     for options in ({"router_metrics": True}, {}):

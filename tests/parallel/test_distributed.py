@@ -4,10 +4,11 @@ import socket
 import threading
 import time
 
+import jax
 import pytest
 
 from fmjax.core.errors import ConfigError
-from fmjax.parallel import group, roll_call
+from fmjax.parallel import group, roll_call, start
 from fmjax.parallel.group import find_group, first_host
 
 SRUN = {
@@ -222,3 +223,11 @@ def test_a_stranger_on_the_port(coordinator):
         assert call(coordinator, [(1, 2)]) == [None]
     thread.join()
     assert results == [[None]]
+
+
+def test_to_start_after_a_device_was_used_is_refused_before_anybody_is_waited_for(coordinator):
+    jax.devices()
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match=r"already used a device; call fmjax.parallel.start bef"):
+        start(coordinator, 2, 0, timeout=60)
+    assert time.monotonic() - begun < 10

@@ -1,6 +1,5 @@
 """Rows of a batch, from two processes onto meshes of every kind."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from quick import environ
 
 from fmjax.core.errors import ShardingError
 from fmjax.parallel import DEFAULT_RULES, make_mesh, shard_batch
@@ -54,14 +54,13 @@ def test_every_device_gets_its_rows_whoever_read_them():
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
-    environ = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, address, str(i)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environ,
+            env=environ(),
         )
         for i in range(2)
     ]

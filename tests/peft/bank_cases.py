@@ -70,7 +70,7 @@ def trained(base, spec, seed=0):
     adapter = peft.init(KEY, spec, *base)
     mask = tree.match_rules(peft.TRAINABLE, adapter)
     return jax.tree.map(
-        lambda x, own: x + own * 0.3 * jnp.asarray(rng.normal(size=x.shape), x.dtype),
+        lambda x, own: x + jnp.asarray(own * 0.3 * rng.normal(size=x.shape), x.dtype),
         adapter,
         mask,
     )
@@ -86,8 +86,13 @@ def padded(x, shape):
     return np.pad(x, [(0, n - m) for m, n in zip(x.shape, shape, strict=True)]) if shape else x
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(model, params, adapter, ids):
+    return model.apply({"params": params, "adapter": adapter}, input_ids=ids).logits
+
+
 def outputs(model, params, adapter, ids=IDS):
-    return np.asarray(model.apply({"params": params, "adapter": adapter}, input_ids=ids).logits)
+    return np.asarray(_outputs(model, params, adapter, ids))
 
 
 def one_by_one(base, adapters, rows=ROWS):

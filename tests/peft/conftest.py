@@ -131,6 +131,18 @@ def _apply(model, params, adapter, ids):
     return model.apply({"params": params, "adapter": adapter}, input_ids=ids).logits
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _logits_and_gradients(model, params, adapter, ids, weights):
+    """Of the mean of weighted logits, for the adapter's arrays."""
+
+    def loss(adapter):
+        logits = model.apply({"params": params, "adapter": adapter}, input_ids=ids).logits
+        return (logits * weights).mean(), logits
+
+    gradients, logits = jax.grad(loss, has_aux=True)(adapter)
+    return logits, gradients
+
+
 def logits(model, params, adapter):
     return np.asarray(_apply(model, params, adapter, jnp.asarray(IDS, jnp.int32)))
 
@@ -205,18 +217,13 @@ def exchange(twin, theirs, directory):
     spec, adapter = peft.load(directory / "theirs", twin.model, twin.params)
     output = theirs(input_ids=torch.tensor(IDS)).logits
     expected = output.detach().numpy()
-    np.testing.assert_allclose(
-        logits(twin.model, twin.params, adapter), expected, rtol=0, atol=ATOL
-    )
-    assert np.abs(logits(twin.model, twin.params, {}) - expected).max() > 0.05
-
     weights = np.random.default_rng(2).normal(size=output.shape).astype(np.float32)
+    ours, gradients = _logits_and_gradients(
+        twin.model, twin.params, adapter, jnp.asarray(IDS), weights
+    )
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=ATOL)
+    assert np.abs(logits(twin.model, twin.params, {}) - expected).max() > 0.05
     (output * torch.tensor(weights)).mean().backward()
-
-    def loss(adapter):
-        return (_apply(twin.model, twin.params, adapter, jnp.asarray(IDS)) * weights).mean()
-
-    gradients = jax.grad(loss)(adapter)
     # A gradient has the layout of its adapter, so it can be filed like one.
     constant = tree.match_rules([(rf, not keep) for rf, keep in peft.TRAINABLE], adapter)
     gradients = tree.map_with_path(lambda _, g, x, c: x if c else g, gradients, adapter, constant)

@@ -127,6 +127,7 @@ def test_dropout_goes_through_base_and_branch_as_in_peft(llama, kit):
     )
 
 
+@pytest.mark.optimised
 def test_the_norm_needs_no_second_matrix():
     """Beside W nothing of W's size: the temporaries of the norm are those of rank r."""
     size, rank = 512, 4
@@ -154,7 +155,7 @@ def test_over_packed_kernels(llama, kit, scan):
         variables = {"params": params, "adapter": adapter}
         return model.apply(variables, input_ids=jnp.asarray(kit.IDS)).logits.std()
 
-    found = [jax.value_and_grad(loss)(adapter, p) for p in (packed, plain)]
+    found = [jax.jit(jax.value_and_grad(loss))(adapter, p) for p in (packed, plain)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *found)
 
 

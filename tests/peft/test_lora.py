@@ -158,10 +158,15 @@ def test_dropout_is_on_the_branch_and_only_while_training(llama, kit):
     adapter, without = kit.trained(llama, spec), kit.trained(llama, plain)
     ids = jnp.asarray(kit.IDS)
 
-    def run(adapter, seed=None):
-        rngs = None if seed is None else {"dropout": jax.random.key(seed)}
+    @jax.jit
+    def compute(adapter, rngs):
         variables = {"params": llama.params, "adapter": adapter}
-        return np.asarray(llama.model.apply(variables, input_ids=ids, rngs=rngs).logits)
+        return llama.model.apply(variables, input_ids=ids, rngs=rngs).logits
+
+    def run(adapter, seed=None):
+        return np.asarray(
+            compute(adapter, None if seed is None else {"dropout": jax.random.key(seed)})
+        )
 
     np.testing.assert_array_equal(run(adapter), run(without))
     assert np.abs(run(adapter, 0) - run(adapter)).max() > 0.01
@@ -182,7 +187,7 @@ def test_dropout_is_on_the_branch_and_only_while_training(llama, kit):
     x = jnp.asarray(rng.normal(size=(1, 8)), jnp.float32)
     variables = {"params": {"kernel": jnp.zeros((8, 3))}, "adapter": own}
     keys = jax.random.split(KEY, 4000)
-    many = jax.vmap(lambda k: layer.apply(variables, x, rngs={"dropout": k}))(keys)
+    many = jax.jit(jax.vmap(lambda k: layer.apply(variables, x, rngs={"dropout": k})))(keys)
     np.testing.assert_allclose(many.mean(0), layer.apply(variables, x), atol=0.3)
 
 
@@ -245,6 +250,7 @@ def test_adapters_lie_like_their_kernels(llama):
         peft.init(KEY, spec, llama.model, mesh=mesh, rules=[("layers", None), ("embed", "fsdp")])
 
 
+@pytest.mark.optimised
 def test_init_holds_no_base_weight(llama):
     spec = peft.LoRA(rank=2, targets="all-linear")
     made = jax.jit(lambda k, p: peft.init(k, spec, llama.model, p)).lower(KEY, llama.params)

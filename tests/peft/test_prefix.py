@@ -167,7 +167,7 @@ def test_attention_dropout_acts_on_the_prefix_too():
 def test_the_prefix_is_computed_in_the_compute_dtype():
     model, params, adapter = made("llama")
     half = fmjax.build(dict(LLAMA), dtype="bfloat16")
-    out = half.apply({"params": params, "adapter": adapter}, IDS)
+    out = jax.jit(half.apply)({"params": params, "adapter": adapter}, IDS)
     assert out.last_hidden_state.dtype == jnp.bfloat16
     assert np.abs(out.logits - logits(model, params, adapter)).max() < 0.3
 

@@ -96,6 +96,7 @@ def test_positions_are_counted_with_the_prefix():
         generate(model, variables, [[1] * 10], max_new_tokens=20)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("batch", [1, 4])
 def test_the_cache_with_a_prefix_is_updated_in_place(batch):
     """No array of the cache's size is copied or joined inside the loop."""

@@ -151,6 +151,6 @@ def test_a_projection_and_a_new_head_are_trained_and_filed_together(tmp_path):
     peft.save(tmp_path, spec, moved, model)
     again, loaded = peft.load(tmp_path, model)
     assert again == peft.Prefix(P, modules_to_save=("classifier",))
-    expected = apply({"params": params, "adapter": moved}, ids).logits
-    found = model.apply({"params": params, "adapter": loaded}, ids).logits
+    expected = jax.jit(apply)({"params": params, "adapter": moved}, ids).logits
+    found = jax.jit(model.apply)({"params": params, "adapter": loaded}, ids).logits
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

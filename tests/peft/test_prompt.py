@@ -46,12 +46,13 @@ def run(model, variables, ids, **inputs):
 
 def test_outputs_are_of_the_real_tokens(decoder):
     model, variables = decoder
-    out = model.apply(variables, jnp.asarray(IDS), output_hidden_states=True)
+    apply = jax.jit(model.apply, static_argnames=("output_hidden_states", "logits_to_keep"))
+    out = apply(variables, jnp.asarray(IDS), output_hidden_states=True)
     assert out.logits.shape == (2, 7, 50) and out.last_hidden_state.shape == (2, 7, 32)
     assert [h.shape for h in out.hidden_states] == [(2, 7, 32)] * 3
-    plain = model.apply({"params": variables["params"]}, jnp.asarray(IDS)).logits
+    plain = apply({"params": variables["params"]}, jnp.asarray(IDS)).logits
     assert np.abs(out.logits - plain).max() > 0.05
-    last = model.apply(variables, jnp.asarray(IDS), logits_to_keep=2).logits
+    last = apply(variables, jnp.asarray(IDS), logits_to_keep=2).logits
     np.testing.assert_allclose(last, out.logits[:, -2:], atol=1e-5)
 
 

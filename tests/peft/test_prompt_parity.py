@@ -113,7 +113,7 @@ def test_both_ways_forward_and_backward(case, kit, tmp_path):
         logits = _ours(twin.model, twin.params, adapter, mask)
         return (logits * weights).mean(), logits
 
-    (_, ours), gradients = jax.value_and_grad(loss, has_aux=True)(adapter)
+    (_, ours), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(adapter)
     assert ours.shape == expected.shape
     np.testing.assert_allclose(
         tokens(np.asarray(ours), mask), tokens(expected.detach().numpy(), mask), rtol=0, atol=1e-4
@@ -241,5 +241,5 @@ def test_token_types_of_bert(twins, kit, tmp_path):
             token_type_ids=torch.tensor(types),
         ).logits
     variables = {"params": twin.params, "adapter": adapter}
-    ours = twin.model.apply(variables, jnp.asarray(IDS), MASK, jnp.asarray(types)).logits
+    ours = jax.jit(twin.model.apply)(variables, jnp.asarray(IDS), MASK, jnp.asarray(types)).logits
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)

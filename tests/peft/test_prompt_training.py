@@ -68,7 +68,7 @@ def test_half_precision(tmp_path):
     params = fmjax.init_params(MODEL, jax.random.key(0))
     for spec in (SPECS["prompt"], SPECS["ia3"]):
         variables = {"params": params, "adapter": peft.init(jax.random.key(1), spec, MODEL)}
-        out = half.apply(variables, jnp.asarray(IDS))
+        out = jax.jit(half.apply)(variables, jnp.asarray(IDS))
         assert out.last_hidden_state.dtype == jnp.bfloat16
-        full = MODEL.apply(variables, jnp.asarray(IDS))
+        full = jax.jit(MODEL.apply)(variables, jnp.asarray(IDS))
         assert np.abs(out.logits - full.logits).max() < 0.3

@@ -96,7 +96,7 @@ def test_trains_as_peft_does(twin, kit, tmp_path, kind, hidden):
         again, prompt = peft.load(tmp_path / directory, twin.model)
         assert again == peft.Prompt(P)
         variables = {"params": twin.params, "adapter": prompt}
-        logits = twin.model.apply(variables, jnp.asarray(IDS), MASK).logits
+        logits = jax.jit(twin.model.apply)(variables, jnp.asarray(IDS), MASK).logits
         np.testing.assert_allclose(logits[real], ours[real], rtol=0, atol=1e-4)
     back = kit.in_peft(twin, tmp_path / "ours")
     with torch.no_grad():

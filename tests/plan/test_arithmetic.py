@@ -198,6 +198,7 @@ def test_rematerialisation_costs_a_forward_pass_of_the_layers() -> None:
     assert again == layer / 3 - down
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_compiler_counts_the_same_where_nothing_is_scanned(remat: str) -> None:
     """Two unrolled layers less one is a layer; elementwise work is the compiler's surplus."""

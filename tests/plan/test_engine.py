@@ -17,6 +17,8 @@ from fmjax.plan.roofline import estimate
 from fmjax.plan.traffic import tally
 from fmjax.train import adamw, make_step
 
+pytestmark = pytest.mark.optimised
+
 CHIP = Chip("cpu", "cpu", 1e12, 1e12, 2**30, 1e11, 1e10, "made up")
 TOPOLOGY = Topology("cpu:8", CHIP, 8, "")
 FIELDS = {

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from fmjax.plan import hlo
 from fmjax.plan.traffic import group_size, saved_activations, tally
 
+pytestmark = pytest.mark.optimised
+
 N = 8
 ROWS, WIDTH = 64, 32
 

@@ -29,6 +29,7 @@ def made(speed: float, used: int = 10, limit: int = 100) -> Plan:
         "model_flops_utilisation": 0.5,
         "bound_by": "hbm",
         "memory": Memory(1, 2, 3, 4),
+        "advice": ("--batch 8: fewer rows",),
     }
     return Plan(**values)
 
@@ -102,12 +103,12 @@ def test_the_command_lists_the_best_first(
     monkeypatch.setattr("fmjax.recipes.plan.search_cases", search_cases)
     monkeypatch.setattr(Plan, "__str__", lambda plan: "the whole plan")
     file = tmp_path / "search.json"
-    line = "plan --model gpt2 --topology v5e:8 --batch 16 --seq 128 --search --json"
+    line = "plan --model gpt2 --topology v5e:8 --batch 16 --sequence-length 128 --search --json"
     assert main([*line.split(), str(file)]) == 0
     out = capsys.readouterr().out
     assert out.index("ddp: refused") < out.index("best first:") < out.rindex("fsdp=8: ")
     assert ("the whole plan" in out) is (used == 10)
-    assert ("nothing fits" in out) is (used == 1000)
+    assert ("nothing fits" in out and "--batch 8: fewer rows" in out) is (used == 1000)
     assert [p["name"] for p in json.loads(file.read_text())["ranked"]] == ["fsdp=8"]
 
 

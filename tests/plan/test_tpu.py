@@ -8,11 +8,13 @@ import pytest
 
 import fmjax
 from fmjax.cli.main import main
-from fmjax.plan import describe, parse
+from fmjax.plan import Plan, describe, parse
 from fmjax.recipes.options import Adaptation
-from fmjax.recipes.plan import Case, plan_case
+from fmjax.recipes.plan import plan_case
+from fmjax.recipes.plan_apart import plan_apart
+from fmjax.recipes.plan_cases import Case
 
-pytestmark = pytest.mark.usefixtures("libtpu")
+pytestmark = [pytest.mark.usefixtures("libtpu"), pytest.mark.optimised]
 
 SIZES = {
     "num_hidden_layers": 2,
@@ -28,6 +30,12 @@ CASE = Case("llama-7b", "v5e:4", 8, 256, attention="xla", mesh="fsdp=4", overrid
 MATRICES = 2 * 1024 * 256 + 2 * (4 * 256 * 256 + 3 * 256 * 512)
 
 
+@pytest.fixture(scope="module")
+def whole(libtpu: None) -> Plan:
+    """Of `CASE`, its machine code included."""
+    return plan_case(CASE)
+
+
 @pytest.mark.parametrize("text", ["v4:1", "v4:2x2x1", "v5e:1", "v5e:2x4", "v5p:1", "v6e:4"])
 def test_devices_are_as_many_as_chips(text: str) -> None:
     topology = parse(text)
@@ -37,8 +45,9 @@ def test_devices_are_as_many_as_chips(text: str) -> None:
 
 
 def test_the_command_prints_a_plan_and_writes_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: Plan
 ) -> None:
+    """Without machine code: the figures are those of the whole program."""
     file = tmp_path / "plan.json"
     line = "plan --model llama-7b --topology v5e:4 --batch 8 --seq 256 --mesh fsdp=4 --json"
     assert main([*line.split(), str(file), "--override", *OVERRIDE]) == 0
@@ -57,6 +66,28 @@ def test_the_command_prints_a_plan_and_writes_it(
     model = tokens * (6 * (MATRICES - 1024 * 256) + 6 * 2 * 256 * 256) / 4
     assert read["model_flops_per_device"] == pytest.approx(model, rel=0.01)
     assert read["flops_per_device"] > model
+    same = json.loads(whole.to_json())
+    # The program has up to 16 KiB for the runtime in its temporaries.
+    assert 0 <= same["temp_bytes"] - read["temp_bytes"] <= 16 << 10
+    for name in ("temp_bytes", "hbm_bytes_per_device", "memory", "compile_seconds", "settings"):
+        del same[name]
+    assert {name: read[name] for name in same} == same
+
+
+def test_saved_activations_wait_in_the_hosts_memory(whole: Plan) -> None:
+    offloaded = plan_apart(dataclasses.replace(CASE, remat="offload"))
+    inputs = 2 * 2 * 256 * 256 * 2  # 2 layers × 2 rows of 256 tokens, bfloat16
+    assert whole.host_bytes == 0
+    assert inputs <= offloaded.host_bytes <= 2 * inputs
+
+
+def test_optimizer_state_waits_in_the_hosts_memory(whole: Plan) -> None:
+    offloaded = plan_apart(dataclasses.replace(CASE, offload="optimizer"))
+    moments = 2 * 4 * MATRICES // 4
+    assert offloaded.host_bytes >= moments
+    assert offloaded.memory.optimizer < 1024 < moments < whole.memory.optimizer
+    assert whole.argument_bytes - offloaded.argument_bytes >= moments
+    assert offloaded.settings["offload"] == "optimizer"
 
 
 def test_what_does_not_fit_is_told_what_to_change() -> None:
@@ -120,6 +151,7 @@ def test_a_token_of_decoding_reads_weights_and_cache_once() -> None:
         ({"rules": "none_such"}, "no list 'none_such'"),
         ({"remat": "some"}, "remat 'some' is unknown"),
         ({"matmul": "int8", "decode": True}, "are of training; leave out --decode"),
+        ({"offload": "optimizer", "decode": True}, "are of training; leave out --decode"),
         ({"microbatches": 0}, "microbatches is 0; it must be at least 1"),
         ({"attention": "some"}, "attention 'some' is unknown"),
         ({"model": "no-such-model"}, "no such directory or config.json, nor a published size"),

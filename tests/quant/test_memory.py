@@ -12,6 +12,8 @@ from fmjax.core import tree
 from fmjax.objectives import CausalLM
 from fmjax.train import adamw, make_step
 
+pytestmark = pytest.mark.optimised
+
 CONFIG = {
     "model_type": "llama",
     "vocab_size": 256,

@@ -1,10 +1,12 @@
 """Meshes and rules as settings name them, or as they are chosen."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
 import fmjax
-from fmjax.core.errors import ShardingError
+from fmjax.core.errors import ConfigError, ShardingError
 from fmjax.parallel import DEFAULT_RULES, RULES
 from fmjax.recipes import layout
 from fmjax.recipes.layout import lay_out, needs_of
@@ -79,3 +81,15 @@ def test_one_device_asks_for_nothing(monkeypatch, capsys) -> None:
     found = lay_out(Hardware(), TINY, FULL, 8)
     assert found.rules == DEFAULT_RULES
     assert not capsys.readouterr().out
+
+
+def test_what_waits_in_the_hosts_memory_does_not_count_on_the_devices(monkeypatch) -> None:
+    plain, offloaded = (
+        needs_of(Hardware(dtype="bfloat16", offload=kind), TINY, FULL, 8).state_bytes
+        for kind in ("none", "optimizer")
+    )
+    assert offloaded == plain / 2  # weights and gradients, of as many moments
+    device = SimpleNamespace(addressable_memories=lambda: [SimpleNamespace(kind="device")])
+    monkeypatch.setattr(layout.offload.jax, "local_devices", lambda: [device])
+    with pytest.raises(ConfigError, match="needs pinned_host memory, but .* leave offload .--off"):
+        lay_out(Hardware(offload="optimizer"), TINY, FULL, 8)

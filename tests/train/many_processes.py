@@ -3,8 +3,8 @@
 many_processes.py SETTINGS: JSON with `out`, `process`, `processes`, `coordinator`, `devices` (of
 this process), `steps`, `mesh`. Optional: `pace`, seconds before each batch, so that a signal meets
 the run under way; `slow`, the process that the pace is for; `hang`, seconds; `streaming`; `signal`
-and `at`, the process signals itself at a batch; `look`, no training: what a restored run holds and
-reads next goes to LOOK/look_PROCESS.npz.
+and `at`, the process signals itself at a batch; `looks`, [[out, streaming, directory], …], no
+training: what such a restored run holds and reads next goes to DIRECTORY/look_PROCESS.npz.
 """
 
 import json
@@ -115,12 +115,13 @@ def main(settings):
     from fmjax.train import fit
     from fmjax.train.loggers import JsonlLogger
 
+    if "looks" in settings:
+        for out, streaming, directory in settings["looks"]:
+            found = look(*parts(settings["mesh"], streaming), out)
+            np.savez(f"{directory}/look_{settings['process']}.npz", **found)
+        return
     step, state, batches = parts(settings["mesh"], settings.get("streaming", False))
     out = settings["out"]
-    if settings.get("look"):
-        found = look(step, state, batches, out)
-        np.savez(f"{settings['look']}/look_{settings['process']}.npz", **found)
-        return
     slow = settings.get("slow", settings["process"]) == settings["process"]
     outcome = fit(
         step,

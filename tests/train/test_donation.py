@@ -6,7 +6,11 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
+import toy_lm
 
+from fmjax.objectives import CausalLM
+from fmjax.train import adamw, make_step
+from fmjax.train import step as step_module
 from fmjax.train.donation import check_donation
 
 X = jax.ShapeDtypeStruct((256, 256), jnp.float32)
@@ -26,6 +30,24 @@ def test_a_dropped_donation_is_named_in_bytes() -> None:
     program = compiled(lambda x: (x + 1).astype(jnp.bfloat16))
     with pytest.warns(UserWarning, match="262,144 of 262,144 donated bytes .* twice"):
         assert check_donation(program, X) == 262144
+
+
+def test_the_first_call_of_a_step_is_checked_and_compiled_once(monkeypatch) -> None:
+    compiled, lost = [], []
+    record = lambda name, _, **__: compiled.append(name)  # noqa: E731
+    check = lambda *args: lost.append(check_donation(*args))  # noqa: E731
+    monkeypatch.setattr(step_module, "check_donation", check)
+    step = make_step(toy_lm.apply, CausalLM(), adamw(1e-2))
+    state = step.init({"params": toy_lm.params()}, jax.random.key(0))
+    batch = {name: jnp.asarray(x) for name, x in next(toy_lm.Batches()).items()}
+    jax.monitoring.register_event_duration_secs_listener(record)
+    try:
+        for _ in range(2):
+            state, _ = step(state, batch)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(record)
+    assert lost == [0]
+    assert sum("backend_compile" in name for name in compiled) == 1
 
 
 def test_what_is_offloaded_and_updated_in_place_is_not_reported() -> None:

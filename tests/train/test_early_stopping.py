@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import toy_lm
+from quick import environ
 
 from fmjax.core.errors import CheckpointError, ConfigError, DataError
 from fmjax.objectives import CausalLM
@@ -85,13 +86,11 @@ def test_broken_off_runs_stop_at_the_same_step(tmp_path, unbroken, at):
     assert mine == other
 
 
-@pytest.mark.parametrize(
-    ("number", "batch"), [(signal.SIGKILL, 7), (signal.SIGKILL, 12), (signal.SIGTERM, 5)]
-)
+@pytest.mark.parametrize(("number", "batch"), [(signal.SIGKILL, 12), (signal.SIGTERM, 5)])
 def test_killed_and_terminated(tmp_path, unbroken, number, batch):
     def start(*own):
         command = [sys.executable, str(SCRIPT), str(tmp_path), *map(str, own)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ(8))
 
     first = start(int(number), batch)
     assert first.returncode == (-number if number == signal.SIGKILL else 0), first.stderr

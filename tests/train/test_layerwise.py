@@ -72,6 +72,11 @@ def test_layers_that_are_not_scanned_and_names_of_the_callers():
     assert float(flat["layers_0/mlp/kernel"][0, 0]) == pytest.approx(RATE**3)
     assert float(flat["layers_2/mlp/kernel"][0]) == pytest.approx(RATE)
     assert float(flat["table/weight"][0]) == 1.0
+    below = {name: params["table"] for name in ("cls_token", "register_tokens", "x_embeddings")}
+    below["patch_embeddings"] = {"projection": params["table"]}
+    image = scales({"layers_0": params["layers_0"], **below})
+    below = [float(x[0]) for path, x in image.items() if "layers" not in path]
+    assert below == pytest.approx([RATE**4] * 4)
     own = scales({"table": params["table"], "block_1": params["layers_2"]}, stack="block",
                  below=["^table/"])  # fmt: skip
     assert float(own["table/weight"][0]) == pytest.approx(RATE**4)

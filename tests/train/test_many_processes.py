@@ -4,7 +4,6 @@ A tiny LLaMA on two sources, weighted, shuffled and packed, its parameters split
 """
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import many_processes
 import numpy as np
 import pytest
+from quick import environ
 
 SCRIPT = Path(many_processes.__file__)
 STEPS = 9
@@ -38,7 +38,7 @@ def launch(count, out, **settings):
             stderr=subprocess.PIPE,
             text=True,
             # The script says how many devices a process has.
-            env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+            env=environ(),
         )
         for i in range(count)
     ]
@@ -118,10 +118,7 @@ def test_a_sequence_split_over_two_processes(tmp_path, one):
     alike(log(tmp_path), one, rtol=1e-5)
 
 
-def test_files_and_progress_are_written_by_one(pair):
-    ends = outputs(launch(2, pair))  # nothing left to do
-    assert ["resuming after step" in stderr for _, stderr in ends] == [True, False]
-    assert len(log(pair)) == STEPS
+def test_a_checkpoint_has_the_files_of_both(pair):
     state = pair / "checkpoints" / str(STEPS) / "state"
     assert (state / "ocdbt.process_0").exists() and (state / "ocdbt.process_1").exists()
 
@@ -137,20 +134,20 @@ def kill(out, victim, **settings):
     finally:
         end(processes)
     assert processes[1 - victim].returncode != 0
-    outputs(launch(2, out, **settings))
+    ends = outputs(launch(2, out, **settings))
+    # Progress is written by one.
+    assert ["resuming after step" in stderr for _, stderr in ends] == [True, False]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_either_killed(tmp_path, pair, victim):
-    kill(tmp_path, victim)
+def test_the_first_killed(tmp_path, pair):
+    kill(tmp_path, 0)
     assert log(tmp_path) == log(pair)
 
 
-@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGINT), (1, signal.SIGTERM)])
-def test_one_asked_to_stop(tmp_path, pair, victim, number):
+def test_one_asked_to_stop(tmp_path, pair):
     processes = launch(2, tmp_path, pace=0.3)
-    at_batch(processes[victim], 4)
-    processes[victim].send_signal(number)
+    at_batch(processes[1], 4)
+    processes[1].send_signal(signal.SIGTERM)
     ends = outputs(processes)
     stopped = {stdout.split()[-1] for stdout, _ in ends}
     assert len(stopped) == 1 and all("stopped" in stdout for stdout, _ in ends)
@@ -185,16 +182,18 @@ def test_one_that_is_slow_and_then_hangs_is_named(tmp_path):
     assert [line["step"] for line in lines if "slowest_input_seconds" in line] == [4, 8]
 
 
-def looks(count, out, directory, **settings):
-    """What `count` processes restore and read next: one dict each."""
+def looks(count, *looks, mesh=MESH):
+    """What `count` processes restore and read next: a list of dicts for each (out, streaming)."""
+    directories = [out / f"{count}{'-'.join(map(str, mesh.values()))}" for out, _ in looks]
+    for directory in directories:
+        directory.mkdir()
+    asked = [[str(o), s, str(d)] for (o, s), d in zip(looks, directories, strict=True)]
     if count == 1:
-        many_processes.main(
-            {"out": str(out), "mesh": MESH, "processes": 1, "process": 0, "look": str(directory)}
-            | settings
-        )
+        settings = {"mesh": mesh, "processes": 1, "process": 0, "looks": asked}
+        many_processes.main(settings)
     else:
-        outputs(launch(count, out, look=str(directory), **settings))
-    return [dict(np.load(directory / f"look_{i}.npz")) for i in range(count)]
+        outputs(launch(count, "", mesh=mesh, looks=asked))
+    return [[dict(np.load(d / f"look_{i}.npz")) for i in range(count)] for d in directories]
 
 
 def same_place(several, one):
@@ -208,22 +207,18 @@ def same_place(several, one):
                 np.testing.assert_array_equal(part[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("other_mesh", [{"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
-def test_a_checkpoint_of_two_restores_on_one_and_on_four(tmp_path, pair, other_mesh):
-    one = looks(1, pair, tmp_path)[0]
+def test_checkpoints_of_two_restore_on_one_and_on_four(tmp_path, pair):
+    """Also that of a stream, after its second process was killed."""
+    reference, stream = tmp_path / "one", tmp_path / "two"
+    unbroken = alone(reference, streaming=True)
+    kill(stream, 1, streaming=True)
+    alike(log(stream), unbroken)
+    (one,), (own,), (before,) = looks(1, (pair, False), (stream, True), (reference, True))
     assert sum(name.startswith("batch") for name in one) == 12 and len(one) > 40
-    same_place(looks(4, pair, tmp_path), one)
-    same_place(looks(1, pair, tmp_path, mesh=other_mesh), one)
-
-
-def test_a_stream_killed_goes_on_on_two_and_on_four(tmp_path):
-    reference = alone(tmp_path / "one", streaming=True)
-    kill(tmp_path / "two", 1, streaming=True)
-    alike(log(tmp_path / "two"), reference)
-    one = looks(1, tmp_path / "one", tmp_path, streaming=True)[0]
-    own = looks(1, tmp_path / "two", tmp_path, streaming=True)[0]
-    four = looks(4, tmp_path / "two", tmp_path, streaming=True)
-    same_place(four, own)
+    four = looks(4, (pair, False), (stream, True))
+    same_place(four[0], one)
+    same_place(four[1], own)
+    same_place(looks(1, (pair, False), mesh={"data": 2, "fsdp": 2, "tensor": 2})[0], one)
     for name, value in own.items():
         if name.startswith("batch"):
-            np.testing.assert_array_equal(value, one[name])
+            np.testing.assert_array_equal(value, before[name])

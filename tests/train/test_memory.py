@@ -13,6 +13,8 @@ from fmjax.core import tree
 from fmjax.objectives import CausalLM
 from fmjax.train import adamw, compact_adamw, make_step, with_ema
 
+pytestmark = pytest.mark.optimised
+
 L, V, D, R = 4, 32, 1024, 512  # Beside the factors of a layer, its activations are nothing.
 
 

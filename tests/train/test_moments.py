@@ -223,6 +223,7 @@ def sharded(mesh, partition):
     return step, step.init({"params": {"kernel": kernel}}, jax.random.key(0))
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("slice_", [1, 1 << 20])
 def test_shards_and_checkpoints_of_int8_moments(tmp_path, slice_, monkeypatch):
     monkeypatch.setattr(compact_adamw, "SLICE", slice_)
@@ -253,6 +254,7 @@ def test_shards_and_checkpoints_of_int8_moments(tmp_path, slice_, monkeypatch):
     np.testing.assert_allclose(*kernels, atol=1e-6, rtol=0)
 
 
+@pytest.mark.optimised
 def test_a_stage_updates_its_own_layers_one_by_one(monkeypatch):
     monkeypatch.setattr(compact_adamw, "SLICE", 1)
     batch = {"x": np.ones(8, np.float32)}

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 import toy_lm
 
 from fmjax.core import tree
@@ -48,6 +49,26 @@ def test_first_update_is_the_rate_in_each_coordinate():
     np.testing.assert_allclose(moved["w/kernel"], -0.01, rtol=1e-5)
 
 
+@pytest.mark.parametrize("moment_dtype", [None, "float32"])
+def test_a_decay_may_follow_a_schedule_of_its_own(moment_dtype):
+    """As in torch, where a loop sets it before each update."""
+    rng = np.random.RandomState(0)
+    start, grads = rng.randn(3, 4).astype(np.float32), rng.randn(3, 3, 4).astype(np.float32)
+    decay = schedules.cosine(0.04, 0.4, 2)
+    optimizer = adamw(0.1, b2=0.99, weight_decay=decay, moment_dtype=moment_dtype)
+    theirs = torch.nn.Parameter(torch.tensor(start))
+    peer = torch.optim.AdamW([theirs], 0.1, (0.9, 0.99), 1e-8)
+    params = {"head": {"kernel": jnp.asarray(start)}}
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for t, grad in enumerate(grads):
+        moved, state = update({"head": {"kernel": jnp.asarray(grad)}}, state, params)
+        params = jax.tree.map(jnp.add, params, moved)
+        peer.param_groups[0]["weight_decay"] = (0.04, 0.22, 0.4)[t]
+        theirs.grad = torch.tensor(grad)
+        peer.step()
+        np.testing.assert_allclose(params["head"]["kernel"], theirs.detach(), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
@@ -77,6 +98,9 @@ def test_schedules():
     wsd = s.warmup_stable_decay(2.0, 20, warmup=2, decay=4, end=0.4)
     np.testing.assert_allclose(at(wsd, 1, 2, 16, 18, 20, 30), [1, 2, 2, 1.2, 0.4, 0.4], rtol=1e-6)
     np.testing.assert_allclose(at(s.warmup_stable_decay(1.0, 100), 0, 90, 95), [1, 1, 0.5])
+    momentum = at(s.cosine(0.9, 1.0, 8), -1, 0, 4, 8, 20)
+    np.testing.assert_allclose(momentum, [0.9, 0.9, 0.95, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(at(s.ramp(1.0, 3.0, 4), 0, 1, 4, 9), [1, 1.5, 3, 3])
 
 
 def test_schedule_errors():
@@ -86,3 +110,7 @@ def test_schedule_errors():
         schedules.warmup_stable_decay(1.0, 10, warmup=4, decay=8)
     with pytest.raises(ConfigError, match="negative"):
         schedules.constant(-1.0)
+    with pytest.raises(ConfigError, match="a cosine over 0 steps"):
+        schedules.cosine(0.9, 1.0, 0)
+    with pytest.raises(ConfigError, match="a ramp over 0 steps"):
+        schedules.ramp(0.04, 0.07, 0)

@@ -25,9 +25,10 @@ class ViTConfig(VisionConfig):
       pooler_act: name of its activation.
       pooling: what becomes one vector: `pooler_output` of the bare encoder, and what classifiers
         read. None as in transformers: the first token, of the bare encoder through a dense layer
-        and pooler_act. "cls" is the first token as it is, "mean" the patches' mean, "map" attention
-        of a learned query (`fmjax.nn.attention_pool`). transformers pools by the first token
-        whatever config.json says, and finds the weights of "map" unexpected.
+        and pooler_act. "cls" is the first token as it is (DINO's files have no pooler), "mean" the
+        patches' mean, "map" attention of a learned query (`fmjax.nn.attention_pool`). transformers
+        pools by the first token whatever config.json says, and finds the weights of "map"
+        unexpected.
       use_mask_token: has a vector that stands in the place of hidden patches (`bool_masked_pos`).
         transformers reads it into `ViTForMaskedImageModeling` alone.
       drop_path_rate: of stochastic depth in the last layer, growing from 0 in the first.

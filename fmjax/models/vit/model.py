@@ -134,7 +134,7 @@ def _vector(
                 cfg.hidden_act,
                 cfg.layer_norm_eps,
                 init,
-                ex,
+                execution=ex,
                 name="attention_pool",
             )(x)
         case _:

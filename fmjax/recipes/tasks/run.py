@@ -119,6 +119,7 @@ class TaskRun:
             accumulate=optimization.accumulate,
             clip_norm=optimization.clip_norm or None,
             learning_rate=rate,
+            offload=settings.hardware.offloaded,
         )
         state = step.init(adapted.variables, jax.random.key(seed + 1))
         number = tree.count(step.split(state.variables)[0])

@@ -1,7 +1,6 @@
 """Texts to vectors: the model without its head, pooled."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import numpy as np
 import fmjax
 from fmjax import peft
 from fmjax.convert import read_json
-from fmjax.core.errors import ConfigError, DataError
+from fmjax.core.errors import ConfigError
 from fmjax.data.encoding import encode_batch
 from fmjax.data.tasks import eval_task_batches
 from fmjax.nn.pooling import sentence_embeddings
+from fmjax.recipes import vector_files
 from fmjax.recipes.models import compute_dtype, parse_mesh, resolve_directory
 from fmjax.recipes.tasks.embed import Embed
 from fmjax.recipes.tasks.inference import Predictor, counting
@@ -39,8 +39,7 @@ def write_vectors(settings: Embed) -> None:
       FmjaxError: what cannot be read, or an output of an unknown kind; found before anything is
         written.
     """
-    if settings.output.suffix not in (".npy", ".parquet"):
-        raise ConfigError(f"--output {settings.output}: end the name in .npy or .parquet")
+    vector_files.check_suffix(settings.output)
     mesh = parse_mesh(settings.mesh)
     check_sizes(settings.batch_size, settings.max_length, mesh)
     start = resolve_directory(settings.model, heads=None)
@@ -73,10 +72,8 @@ def write_vectors(settings: Embed) -> None:
         max_length=limit,
         mesh=mesh,
     )
-    if settings.output.suffix == ".npy":
-        _replace(settings.output, lambda file: np.save(file, vectors))
-    else:
-        _write_parquet(settings.output, [row for table in tables for row in table.rows], vectors)
+    rows = [row for table in tables for row in table.rows]
+    vector_files.write_vectors(settings.output, rows, vectors)
     cuts = f"; {cut:,} cut at {limit} tokens" if cut else ""
     print(f"{settings.output}: {vectors.shape[0]:,} × {vectors.shape[1]:,} ({pooling}{cuts})")
 
@@ -155,33 +152,3 @@ def write_pooling(directory: Path, width: int, pooling: str, max_length: int) ->
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    if any("embedding" in row for row in rows):
-        raise DataError('the input has a field "embedding"; rename it, or write .npy')
-    try:
-        table = pyarrow.Table.from_pylist([dict(row) for row in rows])
-    except pyarrow.ArrowException as e:
-        raise DataError(
-            f"the fields of the input do not make columns ({e}); give each field values of one "
-            "type, or write .npy"
-        ) from e
-    flat = pyarrow.array(vectors.reshape(-1))
-    column = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    table = table.append_column("embedding", column)
-    _replace(path, lambda file: pyarrow.parquet.write_table(table, file))
-
-
-def _replace(path: Path, write: Any) -> None:
-    """A file that appears whole."""
-    part = path.with_name(f".incomplete-{path.name}")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

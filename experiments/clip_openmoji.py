@@ -1,0 +1,59 @@
+"""CLIP from scratch on emoji: pictures and their names find each other.
+
+3,520 drawings of OpenMoji, 72 × 72 pixels, with their Unicode names and aliases; 307 are held out,
+no motif of which was seen in another skin tone, sex or direction. A tokenizer is trained on the
+names too.
+
+- Command: python experiments/clip_openmoji.py   (needs pip install -e '.[images]')
+- Cost: TODO on 2 CPU cores.
+- Figure: TODO
+"""
+
+import sys
+from pathlib import Path
+
+from fmjax.cli.main import experiment
+from fmjax.recipes import PretrainImages
+from fmjax.recipes.vision import ImageOptimization, Images, Probing, Views
+
+TOKENIZER = Path("runs/tokenizer-openmoji")
+
+CLIP = PretrainImages(
+    objective="clip",
+    model="clip-vit-b32",
+    override=(
+        "projection_dim=128",
+        "vision_config.image_size=64",
+        "vision_config.patch_size=8",
+        "vision_config.hidden_size=128",
+        "vision_config.intermediate_size=512",
+        "vision_config.num_hidden_layers=4",
+        "vision_config.num_attention_heads=4",
+        "text_config.hidden_size=128",
+        "text_config.intermediate_size=512",
+        "text_config.num_hidden_layers=3",
+        "text_config.num_attention_heads=4",
+        "text_config.max_position_embeddings=24",
+    ),
+    tokenizer=str(TOKENIZER),
+    out=Path("runs/clip_openmoji"),
+    data=Images(images="openmoji", batch_size=128, stored_size=72),
+    views=Views(flip=False, smallest_crop=0.6),
+    optimization=ImageOptimization(steps=800, learning_rate=1e-3),
+    probing=Probing(eval_every=200, checkpoint_every=400),
+)
+
+
+def run(options: PretrainImages) -> bool:
+    """Trains the tokenizer too where it is missing."""
+    if options.tokenizer == str(TOKENIZER) and not TOKENIZER.exists():
+        from fmjax.data import train_clip_tokenizer
+        from fmjax.data.images import caption_table, open_images
+
+        texts, _ = caption_table(open_images("openmoji", "train"))
+        train_clip_tokenizer(texts, TOKENIZER, 1000)
+    return options.run()
+
+
+if __name__ == "__main__":
+    sys.exit(experiment(CLIP, __doc__, run))

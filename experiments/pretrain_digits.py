@@ -1,0 +1,77 @@
+"""Learn from handwritten digits without their labels, and let neighbours tell what was learnt.
+
+The digits are scikit-learn's, 8 × 8 pixels; those learnt from and those judged by are by different
+hands. A held-out digit gets the class that its 20 nearest training digits vote for, by features, by
+pixels, and by the features of the same encoder untrained.
+
+- Command: python experiments/pretrain_digits.py --method simclr   (or mae, dino, supervised)
+- Cost: 1,000 to 2,000 steps of 256 digits; TODO on 2 CPU cores.
+- Figure: TODO
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from fmjax.cli.main import experiment
+from fmjax.recipes import PretrainImages
+from fmjax.recipes.vision import Heads, ImageOptimization, Images, Probing, Views
+
+# A vision transformer for 16 patches of 2 × 2 pixels.
+SMALL = (
+    "image_size=8",
+    "patch_size=2",
+    "hidden_size=96",
+    "intermediate_size=384",
+    "num_hidden_layers=4",
+    "num_attention_heads=4",
+)
+
+# Left and right differ, and there is no colour.
+SIMCLR = PretrainImages(
+    objective="simclr",
+    model="vit-ti16",
+    override=(*SMALL, 'pooling="mean"'),
+    out=Path("runs/digits/simclr"),
+    data=Images(images="digits", batch_size=256, stored_size=8),
+    views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.5),
+    heads=Heads(temperature=0.2, projection=64),
+    optimization=ImageOptimization(steps=1000, learning_rate=1e-3),
+    probing=Probing(eval_every=250, checkpoint_every=500),
+)
+MAE = dataclasses.replace(
+    SIMCLR,
+    objective="mae",
+    model="mae-b16",
+    override=(
+        *SMALL,
+        "decoder_hidden_size=48",
+        "decoder_intermediate_size=192",
+        "decoder_num_hidden_layers=2",
+        "decoder_num_attention_heads=4",
+        "mask_ratio=0.6",
+    ),
+    out=Path("runs/digits/mae"),
+    views=Views(flip=False, smallest_crop=0.6),
+    heads=Heads(),
+    optimization=ImageOptimization(steps=2000, learning_rate=2e-3),
+)
+DINO = dataclasses.replace(
+    SIMCLR,
+    objective="dino",
+    out=Path("runs/digits/dino"),
+    views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.5, local_crops=4, local_size=4),
+    heads=Heads(prototypes=256, teacher_momentum=0.99),
+    optimization=ImageOptimization(steps=1000, learning_rate=1e-3),
+)
+SUPERVISED = dataclasses.replace(
+    SIMCLR,
+    objective="supervised",
+    out=Path("runs/digits/supervised"),
+    heads=Heads(label_smoothing=0.1),
+    optimization=ImageOptimization(steps=600, learning_rate=1e-3),
+)
+METHODS = {"mae": MAE, "simclr": SIMCLR, "dino": DINO, "supervised": SUPERVISED}
+
+if __name__ == "__main__":
+    sys.exit(experiment(SIMCLR, __doc__, methods=METHODS))

@@ -1,0 +1,1 @@
+"""DINOv2, with and without register tokens."""

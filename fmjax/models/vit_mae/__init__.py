@@ -1,0 +1,1 @@
+"""Masked autoencoders (MAE)."""

@@ -1,0 +1,39 @@
+"""Images to vectors."""
+
+import numpy as np
+
+from fmjax.evals.zero_shot import unit
+from fmjax.recipes import vector_files
+from fmjax.recipes.vision.embed import EmbedImages
+from fmjax.recipes.vision.encoder import image_vectors, open_encoder
+from fmjax.recipes.vision.reading import find_images, report_unreadable
+
+
+def write_image_vectors(settings: EmbedImages) -> None:
+    """Reads, embeds and writes; see `EmbedImages`.
+
+    Raises:
+      FmjaxError: what cannot be read, or an output of an unknown kind; found before anything is
+        written.
+    """
+    vector_files.check_suffix(settings.output)
+    files = find_images(settings.images)
+    encoder = open_encoder(
+        settings.model,
+        mesh=settings.mesh,
+        dtype=settings.dtype,
+        batch_size=settings.batch_size,
+    )
+    pick = image_vectors(encoder.model.config, settings.pooling)
+    read, vectors = encoder.look(pick, files, "embedding")
+    read.check()
+    vectors = vectors if settings.keep_length else unit(vectors)
+    names = [str(files[i]) for i in read.numbers]
+    rows = [{"image": name} for name in names]
+    vector_files.write_vectors(settings.output, rows, vectors.astype(np.float32))
+    if settings.output.suffix == ".npy":
+        lines = "".join(f"{name}\n" for name in names).encode()
+        beside = settings.output.with_suffix(".txt")
+        vector_files.replace(beside, lambda file: file.write(lines))
+    report_unreadable(read.unreadable)
+    print(f"{settings.output}: {vectors.shape[0]:,} × {vectors.shape[1]:,}")

@@ -1,0 +1,277 @@
+"""A pretraining run on images, from files to files: one path for every objective."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import fmjax
+from fmjax.core import tree
+from fmjax.core.errors import CheckpointError, ConfigError
+from fmjax.objectives import Augmented
+from fmjax.recipes.layout import Layout, lay_out
+from fmjax.recipes.models import compute_dtype
+from fmjax.recipes.options import Adaptation
+from fmjax.recipes.vision.figures import Figures, completed
+from fmjax.recipes.vision.image_sets import Pictures, open_pictures
+from fmjax.recipes.vision.learner import Given, Learner
+from fmjax.recipes.vision.learners import LEARNERS
+from fmjax.recipes.vision.measuring import Measure
+from fmjax.recipes.vision.pretrain import PretrainImages
+from fmjax.recipes.vision.run_report import write_report
+from fmjax.recipes.vision.settings import ImageOptimization
+from fmjax.recipes.vision.start import ImageStart, resolve_images
+from fmjax.train import (
+    Profile,
+    Step,
+    TrainState,
+    adamw,
+    evaluate,
+    fit,
+    lars,
+    make_step,
+    schedules,
+)
+from fmjax.train.checkpoint import Checkpointer
+from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
+
+METRICS = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run whose settings and pictures have been checked; nothing is written yet.
+
+    Attributes:
+      settings: as given.
+      optimization: with every figure.
+      paper: whose figures those are.
+      start: architecture and weights to start from.
+      pictures: what it reads.
+      learner: model and objective.
+      layout: devices, and what lies where.
+    """
+
+    settings: PretrainImages
+    optimization: ImageOptimization
+    paper: Figures
+    start: ImageStart
+    pictures: Pictures
+    learner: Learner
+    layout: Layout
+
+    @classmethod
+    def open(cls, settings: PretrainImages) -> "Run":
+        """Checks everything that can be checked before the model is in memory.
+
+        Raises:
+          FmjaxError: settings that cannot be used, or pictures that cannot be read.
+        """
+        _check(settings)
+        start = resolve_images(settings)
+        optimization, paper = completed(
+            settings.optimization,
+            settings.objective,
+            settings.data.batch_size,
+            start.config.model_type == "resnet",
+        )
+        layout = lay_out(
+            settings.hardware,
+            start.config,
+            Adaptation(),
+            settings.data.batch_size,
+            optimization.accumulate,
+        )
+        pictures = open_pictures(settings, start)
+        hardware = settings.hardware
+        execution = {
+            "dtype": compute_dtype(hardware.dtype),
+            "param_dtype": "float32",
+            "remat": hardware.remat,
+            "attention": hardware.attention,
+            "matmul": hardware.matmul,
+        }
+        what = Given.of(settings, optimization, paper, start, pictures.classes, execution)
+        learner = LEARNERS[settings.objective](what)
+        return cls(settings, optimization, paper, start, pictures, learner, layout)
+
+    def step(self) -> Step:
+        """The jitted update."""
+        optimization = self.optimization
+        rate = schedules.warmup_cosine(
+            optimization.learning_rate,
+            optimization.steps,
+            warmup=min(optimization.warmup, optimization.steps - 1),
+            end=0.0,
+        )
+        if optimization.optimizer == "lars":
+            optimizer = lars(rate, weight_decay=optimization.weight_decay)
+        else:
+            decay = optimization.weight_decay
+            if self.paper.final_weight_decay is not None:
+                decay = schedules.cosine(decay, self.paper.final_weight_decay, optimization.steps)
+            optimizer = adamw(
+                rate, b2=optimization.beta2, eps=self.paper.epsilon, weight_decay=decay
+            )
+        return make_step(
+            self.learner.module,
+            Augmented(self.learner.objective, self.learner.augment, self.pictures.whole),
+            optimizer,
+            mesh=self.layout.mesh,
+            rules=self.layout.rules,
+            trainable=self.learner.trainable,
+            accumulate=optimization.accumulate,
+            clip_norm=optimization.clip_norm or None,
+            learning_rate=rate,
+        )
+
+    def train(self) -> bool:
+        """Trains to the last step, from the newest checkpoint if there is one; then exports.
+
+        Returns:
+          False where a signal ended the run early.
+
+        Raises:
+          CheckpointError: the directory holds a run with other settings, or cannot be written.
+        """
+        settings, optimization, probing = self.settings, self.optimization, self.settings.probing
+        step, place = self.step(), {"mesh": self.layout.mesh, "rules": self.layout.rules}
+        params = self.start.params(self.learner.module, optimization.seed, **place)
+        state = step.init({"params": params}, jax.random.key(optimization.seed + 1))
+        del params
+        self._announce(step.split(state.variables)[0])
+        out = Path(settings.out)
+        measure = Measure.of(self.learner, self.pictures, probing, self.layout)
+        untrained = measure.untrained(state)
+        checkpointer = Checkpointer(
+            out / "checkpoints",
+            keep=probing.keep,
+            config=self._record(),
+            free=("optimization.steps",) if self._steps_are_free else (),
+            base=settings.model,
+        )
+        loggers = [JsonlLogger(out / METRICS)]
+        if probing.tensorboard:
+            loggers.append(TensorBoardLogger(out / "tensorboard"))
+        try:
+            outcome = fit(
+                step,
+                state,
+                self.pictures.train,
+                steps=optimization.steps,
+                checkpointer=checkpointer,
+                save_every=probing.checkpoint_every,
+                evaluate=functools.partial(self._evaluate, step, measure),
+                eval_every=probing.eval_every or optimization.steps,
+                log_every=probing.log_every,
+                loggers=loggers,
+                profile=Profile.of(settings.hardware.profile, out / "profile"),
+            )
+        finally:
+            checkpointer.close()
+            self.pictures.train.close()
+        if report := self.pictures.train.report():
+            print(report)
+        if outcome.stopped:
+            print(f"stopped after step {outcome.step}; the same command goes on from there")
+            return False
+        lines = list(measure.summary(outcome.state, untrained))
+        print("\n".join(lines))
+        self._export(outcome.state)
+        lead = (
+            f"{settings.model} on {self.pictures.examples:,} pictures of {settings.data.images}, "
+            f"{outcome.step:,} steps of {settings.data.batch_size:,}."
+        )
+        title = f"Pretraining by {settings.objective}"
+        page = write_report(out, out / METRICS, title, lead, lines, measure, outcome.state)
+        print(f"report: {page}, log: {out / METRICS}, model: {out / 'model'}")
+        print(self._next())
+        return True
+
+    def _next(self) -> str:
+        """A command to go on with."""
+        model = Path(self.settings.out) / "model"
+        if self.learner.needs == "captions":
+            return f'next: fmjax retrieve --model {model} --images FOLDER --text "…"'
+        if self.learner.needs == "labels":
+            return f"next: fmjax classify --model {model} --images FOLDER"
+        return f"next: fmjax embed --model {model} --images FOLDER --output vectors.npy"
+
+    def _evaluate(self, step: Step, measure: Measure, state: TrainState) -> Mapping[str, float]:
+        found = {}
+        if self.learner.evaluates:
+            found = dict(evaluate(step, state, self.pictures.held_out))
+        return found | measure(state)
+
+    def _export(self, state: TrainState) -> None:
+        model, params = self.learner.export(state)
+        target = Path(self.settings.out) / "model"
+        fmjax.save_pretrained(
+            target, model, params, self.start.tokenizer, carry_from=self.start.directory
+        )
+        self.start.processor.save(target)
+
+    @property
+    def _steps_are_free(self) -> bool:
+        """Whether a run may go on to another last step: not where schedules of the objective and
+        of the decay end there, which the learning rate's alone may."""
+        return self.settings.objective not in ("dino", "dinov2")
+
+    def _record(self) -> dict[str, Any]:
+        """What a checkpoint remembers of the run and compares when it goes on."""
+        record = dataclasses.asdict(self.settings)
+        for name in ("probing", "hardware", "model", "out", "override", "tokenizer"):
+            record.pop(name, None)
+        warmup = self.settings.optimization.warmup
+        record["optimization"] = dataclasses.asdict(self.optimization) | {"warmup": warmup}
+        for name in ("eval_images", "workers"):
+            record["data"].pop(name)
+        return record | {"architecture": self.start.config.to_hf()}
+
+    def _announce(self, trained: Any) -> None:
+        mesh = self.layout.mesh
+        devices = " × ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1)
+        kind = mesh.devices.flat[0].device_kind
+        print(
+            f"{tree.count(trained):,} trained parameters, {self.pictures.examples:,} pictures, "
+            f"{self.settings.data.batch_size:,} a step, {mesh.size} × {kind}"
+            + (f" ({devices})" if devices else "")
+        )
+
+
+def _check(settings: PretrainImages) -> None:
+    """Refuses what can be refused before a file is read.
+
+    Raises:
+      CheckpointError, ConfigError: settings that cannot be used.
+    """
+    optimization, probing, views = settings.optimization, settings.probing, settings.views
+    least = {
+        "steps": optimization.steps,
+        "accumulate": optimization.accumulate,
+        "batch_size": settings.data.batch_size,
+        "workers": settings.data.workers,
+        "checkpoint_every": probing.checkpoint_every,
+        "keep": probing.keep,
+        "log_every": probing.log_every,
+        "neighbours": probing.neighbours,
+        "bank": probing.bank,
+    }
+    for name, value in least.items():
+        if value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    crop = views.smallest_crop
+    if crop is not None and not 0 < crop <= 1:
+        raise ConfigError(f"--smallest-crop {crop} must lie in 0 to 1")
+    only = {"rand_augment": "supervised", "mixup": "supervised", "cutmix": "supervised"}
+    for name, objective in only.items():
+        if getattr(views, name) and settings.objective != objective:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} belongs to --objective {objective}, not to "
+                f"{settings.objective}"
+            )
+    if Path(settings.out).is_file():
+        raise CheckpointError(f"{settings.out} is a file; give a directory for the run")

@@ -1,0 +1,147 @@
+"""The settings of runs on images; importing this module imports no JAX."""
+
+import dataclasses
+from typing import Literal
+
+Objective = Literal["supervised", "mae", "simclr", "dino", "dinov2", "clip", "siglip"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The pictures, and how they become batches.
+
+    Attributes:
+      images: What to train on: a set that comes with a package (digits, openmoji, photographs), a
+        folder (with a folder for each class, where labels are needed), tfds:NAME, a quoted glob of
+        .tar shards, or a .tsv or .jsonl of image paths and captions.
+      eval_images: Held-out pictures, named like --images. Without it, what the set itself holds
+        out, else --eval-fraction of the pictures.
+      eval_fraction: Share of the pictures held out, 0 to 1; always the same pictures.
+      batch_size: Pictures in a batch, over all devices and accumulated parts together.
+      image_size: Side, in pixels, of what the model sees; without it, of the model's config.
+      stored_size: Longer side, in pixels, that pictures are scaled down to before views are cut out
+        of them; more keeps detail in small crops. Without it 8/7 of --image-size.
+      caption_length: Tokens of a caption at most; without it, of the model's config.
+      workers: Threads that decode pictures.
+      broken: What happens to a picture that cannot be read: skip (and count) it, or end the run.
+    """
+
+    images: str
+    eval_images: str = ""
+    eval_fraction: float = 0.1
+    batch_size: int = 256
+    image_size: int = 0
+    stored_size: int = 0
+    caption_length: int = 0
+    workers: int = 8
+    broken: Literal["skip", "error"] = "skip"
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """What is done to a picture before the model sees it, each time anew, on the device.
+
+    Attributes:
+      flip: Mirror half of the views; not for pictures in which left and right differ, such as
+        digits and letters.
+      color: Strength of the changes of colour of simclr and dino; 0 for none.
+      blur: Blur views as simclr and dino do; small pictures go without.
+      smallest_crop: Share of the picture that a crop shows at least. Without it as published: 0.08
+        (supervised, simclr), 0.2 (mae), 0.4 (dino), 0.32 (dinov2), 0.9 (clip, siglip).
+      local_crops: Small crops beside the two large ones; dino and dinov2 only.
+      local_size: Side of the small crops in pixels, whole patches. Without it about 0.43 of
+        --image-size.
+      rand_augment: RandAugment with two operations of magnitude 9; supervised only.
+      mixup: Parameter of the Beta distribution that two pictures and their labels are mixed by; 0
+        for none, 0.8 is usual; supervised only.
+      cutmix: The same of pasting a piece of one picture into another; 1 is usual; supervised only.
+    """
+
+    flip: bool = True
+    color: float = 1.0
+    blur: bool = True
+    smallest_crop: float | None = None
+    local_crops: int = 8
+    local_size: int = 0
+    rand_augment: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """What stands on the encoder while it learns, and the figures of the objective.
+
+    Attributes:
+      label_smoothing: Share of a label that is spread over all classes; supervised only.
+      projection: Width of the vectors that simclr compares.
+      prototypes: Outputs of the head of dino and dinov2; the papers' are 65536 and 131072.
+      temperature: Of simclr's softmax.
+      teacher_momentum: Of the teacher's weights at the start, which goes to 1; dino, dinov2. Small
+        batches want more, 0.9995 at 256.
+      teacher_temperature: Of the teacher's softmax after its warm-up; dino, dinov2.
+      frozen_head_steps: Updates before the last layer of the head of dino and dinov2 is trained;
+        without it the first hundredth of the run, an epoch of a hundred.
+    """
+
+    label_smoothing: float = 0.1
+    projection: int = 128
+    prototypes: int = 4096
+    temperature: float = 0.1
+    teacher_momentum: float = 0.996
+    teacher_temperature: float = 0.04
+    frozen_head_steps: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOptimization:
+    """The optimizer and its schedule. What is not given is as in the objective's paper.
+
+    Attributes:
+      steps: Updates in all.
+      learning_rate: Peak learning rate; as published it is proportional to the batch for all but
+        clip and siglip.
+      warmup: Updates of linear warm-up, before a cosine to 0.
+      weight_decay: Decoupled decay of matrices.
+      beta2: Decay of AdamW's second moment.
+      optimizer: AdamW, or LARS for large batches of convolutional networks, which auto takes for
+        simclr with a ResNet.
+      clip_norm: Bound on the global norm of the gradient; 0 for none.
+      accumulate: Parts that a batch is cut into to save memory; the update stays the same.
+        Objectives that compare the pictures of a batch embed it in parts, twice (gradient cache).
+      seed: Of initialisation, data order and augmentation.
+    """
+
+    steps: int = 1000
+    learning_rate: float | None = None
+    warmup: int | None = None
+    weight_decay: float | None = None
+    beta2: float | None = None
+    optimizer: Literal["auto", "adamw", "lars"] = "auto"
+    clip_norm: float | None = None
+    accumulate: int = 1
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Probing:
+    """How what was learnt is measured, and how often the run saves and logs, in steps.
+
+    Attributes:
+      eval_every: Steps between evaluations; 0 for none but the last.
+      neighbours: Of the vote by the nearest training pictures, where there are labels.
+      bank: Training pictures that are compared with at most.
+      checkpoint_every: Steps between checkpoints. One is always written at the end and on
+        SIGTERM.
+      keep: Newest checkpoints that are kept.
+      log_every: Steps between lines of the log.
+      tensorboard: Also write TensorBoard event files.
+    """
+
+    eval_every: int = 500
+    neighbours: int = 20
+    bank: int = 50_000
+    checkpoint_every: int = 500
+    keep: int = 2
+    log_every: int = 10
+    tensorboard: bool = False

@@ -1,0 +1,134 @@
+"""DINOv2 with and without registers against transformers: outputs, gradients, sizes, exports."""
+
+import jax
+import numpy as np
+import pytest
+from quick import QUICK
+from vision_cases import apply, compare, compare_export, compare_gradients, images, make
+
+import fmjax
+from fmjax.core.errors import ConfigError
+from fmjax.models.dinov2.config import Dinov2Config
+
+# name → (class of transformers, options)
+CASES = {
+    "bare": ("Dinov2Model", dict(layerscale_value=0.5)),
+    "classes, swiglu": (
+        "Dinov2ForImageClassification",
+        dict(num_labels=5, use_swiglu_ffn=True, mlp_ratio=3, patch_size=3),
+    ),
+    "no mask token, no qkv bias": (
+        "Dinov2ForImageClassification",
+        dict(use_mask_token=False, qkv_bias=False, num_attention_heads=1, hidden_act="relu"),
+    ),
+    "oblong patches, grey": (
+        "Dinov2Model",
+        dict(image_size=[12, 18], patch_size=[2, 3], num_channels=1, mlp_ratio=2),
+    ),
+    "registers": ("Dinov2WithRegistersModel", dict(num_register_tokens=3, num_hidden_layers=3)),
+    "registers, classes, swiglu": (
+        "Dinov2WithRegistersForImageClassification",
+        dict(num_labels=3, num_register_tokens=1, use_swiglu_ffn=True, layer_norm_eps=1e-3),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory):
+    made = {}
+
+    def get(name):
+        if name not in made:
+            directory = tmp_path_factory.mktemp("dinov2")
+            hf = make(directory, CASES[name])
+            made[name] = (hf, *fmjax.from_pretrained(directory), directory)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_and_export(twin, tmp_path, name):
+    hf, model, params, directory = twin(name)
+    compare(hf, model, params, {"pixel_values": images(model.config)})
+    compare_export(hf, directory, tmp_path / "out", model, params)
+
+
+@pytest.mark.parametrize("name", ["bare", "registers"])
+@pytest.mark.parametrize("size", [(24, 24), (9, 21)])
+def test_other_image_sizes_and_hidden_patches(twin, name, size):
+    """Registers have their positions resampled with antialiasing, the others without."""
+    hf, model, params, _ = twin(name)
+    pixels = images(model.config, *size)
+    hidden = np.random.default_rng(2).random((2, (size[0] // 4) * (size[1] // 4))) < 0.5
+    compare(hf, model, params, {"pixel_values": pixels, "bool_masked_pos": hidden})
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("classes, swiglu", (15, 9)), ("registers, classes, swiglu", None)]
+)
+def test_gradients(twin, name, size):
+    hf, model, params, _ = twin(name)
+    inputs = {"pixel_values": images(model.config, *(size or ()))}
+    prefix = model.config.model_type
+    # Nothing is hidden here.
+    fixed = (f"{prefix}.embeddings.mask_token",)
+    compare_gradients(
+        hf, model, params, inputs, lambda output: (output.logits**2).mean(), fixed=fixed
+    )
+
+
+def test_unscanned_layers_and_a_mesh(twin, tmp_path):
+    hf, _, _, directory = twin("registers, classes, swiglu")
+    mesh = fmjax.make_mesh(data=2, fsdp=2, tensor=2)
+    model, params = fmjax.from_pretrained(
+        directory, mesh=mesh, scan_layers=False, remat="attention"
+    )
+    kernel = params["layers_0"]["mlp"]["weights_in"]["kernel"]
+    assert kernel.shape == (24, 2, 64)
+    assert kernel.addressable_shards[0].data.shape == (12, 2, 32)
+    compare(hf, model, params, {"pixel_values": images(model.config)})
+    compare_export(hf, directory, tmp_path / "out", model, params)
+
+
+def test_bfloat16_keeps_every_bit(tmp_path):
+    hf = make(tmp_path / "hf", CASES["registers"], "bfloat16")
+    model, params = fmjax.from_pretrained(tmp_path / "hf")
+    compare_export(hf, tmp_path / "hf", tmp_path / "out", model, params)
+
+
+def test_a_classifier_on_bare_weights(twin):
+    _, _, _, directory = twin("bare")
+    override = {"head": "image-classification", "id2label": ["a", "b", "c"], "drop_path_rate": 0.5}
+    model, params = fmjax.from_pretrained(directory, override=override, new_head=jax.random.key(0))
+    inputs = {"pixel_values": images(model.config)}
+
+    def logits(params, **rngs):
+        return model.apply({"params": params}, **inputs, **rngs).logits
+
+    both = jax.jit(
+        lambda params: (logits(params), logits(params, rngs={"dropout": jax.random.key(0)})),
+        compiler_options=QUICK,
+    )
+    plain, dropped = both(params)
+    assert plain.shape == (2, 3) and np.abs(plain - dropped).max() > 1e-3
+
+
+def test_what_cannot_be(twin):
+    with pytest.raises(ConfigError, match="with registers its model_type is dinov2_with_registers"):
+        Dinov2Config(num_register_tokens=4)
+    with pytest.raises(ConfigError, match="leave use_mask_token out"):
+        Dinov2Config(model_type="dinov2_with_registers", use_mask_token=False)
+    with pytest.raises(ConfigError, match=r"drop_path_rate=-0.1 must be in \[0, 1\)"):
+        Dinov2Config(drop_path_rate=-0.1)
+    _, model, params, _ = twin("no mask token, no qkv bias")
+    inputs = {"pixel_values": images(model.config), "bool_masked_pos": np.ones((2, 9), bool)}
+    with pytest.raises(ConfigError, match="set use_mask_token=True"):
+        apply(model, params, inputs)
+
+
+def test_published_sizes():
+    for name, millions in {"dinov2-s14": 22.06, "dinov2-b14": 86.58, "dinov2-g14": 1136.5}.items():
+        model = fmjax.build(name)
+        assert abs(fmjax.param_count(model) / 1e6 / millions - 1) < 1e-3, name
+        assert Dinov2Config.from_hf(model.config.to_hf()) == model.config
