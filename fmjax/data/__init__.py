@@ -11,6 +11,8 @@ _HOME = {
     "check_fits": "tokenizer",
     "HFTokenizer": "tokenizer_hf",
     "SentencePieceTokenizer": "tokenizer_spm",
+    "SiglipTokenizer": "tokenizer_siglip",
+    "train_clip_tokenizer": "clip_tokenizer",
     "train_sentencepiece": "train_tokenizer",
     "train_wordpiece": "wordpiece",
     "Words": "words",

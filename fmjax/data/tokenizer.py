@@ -65,7 +65,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer stored in `directory` (a model directory, or one of its tokenizer files).
 
     Picks `tokenizer.json`, else `tokenizer.model` (SentencePiece), else `vocab.json` +
-    `merges.txt` (GPT-2's byte-level BPE). `tokenizer_config.json`, `special_tokens_map.json` and
+    `merges.txt` (byte-level BPE of GPT-2 or CLIP); a `spiece.model` first where the files are
+    SigLIP's, as in transformers. `tokenizer_config.json`, `special_tokens_map.json` and
     `chat_template.jinja` are read where present.
 
     Raises:
@@ -74,16 +75,24 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     path = Path(directory)
     if path.is_file():
         tokenizer_files.refuse_pickle(path)
-        if path.name not in ("tokenizer.json", "tokenizer.model"):
+        if path.name not in ("tokenizer.json", "tokenizer.model", "spiece.model"):
             raise TokenizerError(
-                f"{path} is not a tokenizer file; give the directory, a tokenizer.json or a "
-                "tokenizer.model"
+                f"{path} is not a tokenizer file; give the directory, a tokenizer.json, a "
+                "tokenizer.model or SigLIP's spiece.model"
             )
         first, path = path.name, path.parent
     else:
         first = "tokenizer.json"
         if not path.is_dir():
             raise TokenizerError(f"{path}: no such directory; give a directory with tokenizer.json")
+    siglip = (path / "spiece.model").is_file() and tokenizer_files.family(path) in (
+        "siglip",
+        *("siglip_text_model", "siglip_vision_model"),
+    )
+    if first == "spiece.model" or (siglip and first == "tokenizer.json"):
+        from fmjax.data.tokenizer_siglip import SiglipTokenizer
+
+        return SiglipTokenizer.load(path)
     has = {name: (path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")}
     if has["tokenizer.json"] and first == "tokenizer.json":
         from fmjax.data.tokenizer_hf import HFTokenizer

@@ -20,7 +20,9 @@ _ENDOFTEXT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>",
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _BERT = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",
          "mask_token": "[MASK]"}  # fmt: skip
-_DEFAULTS = {"gpt2": _ENDOFTEXT, "llama": _LLAMA, "bert": _BERT}
+_CLIP = {**_ENDOFTEXT, "bos_token": "<|startoftext|>", "pad_token": "<|endoftext|>"}
+SIGLIP = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+_DEFAULTS = {"gpt2": _ENDOFTEXT, "llama": _LLAMA, "bert": _BERT, "clip": _CLIP, "siglip": SIGLIP}
 
 
 def refuse_pickle(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tokenizers of the `tokenizers` library: `tokenizer.json`, or GPT-2's vocabulary and merges."""
+"""Tokenizers of the `tokenizers` library: `tokenizer.json`, or vocabulary and merges."""
 
 import dataclasses
 import functools
@@ -8,6 +8,7 @@ from typing import Any
 
 from fmjax.core.errors import TokenizerError
 from fmjax.data import tokenizer_files
+from fmjax.data.byte_level import byte_level_bpe
 from fmjax.data.encoding import Encoding, WordEncoding
 from fmjax.data.tokenizer_base import TokenizerBase, check_text, check_words
 
@@ -47,6 +48,8 @@ class HFTokenizer(TokenizerBase):
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if build_post_processor and ("add_bos_token" in config or "add_eos_token" in config):
             self._set_post_processor()
+        # CLIP's pieces say where a word ends instead of where it begins.
+        self._word_end = getattr(backend.model, "end_of_word_suffix", None)
         # The cleanup undoes WordPiece's spacing; on BPE it would eat real spaces.
         self._clean_up = bool(config.get("clean_up_tokenization_spaces")) and (
             type(backend.model).__name__ != "BPE"
@@ -73,7 +76,10 @@ class HFTokenizer(TokenizerBase):
                     f"{path} is not a tokenizers file ({e}); copy the file again"
                 ) from e
         else:
-            backend = _byte_level_bpe(directory)
+            backend = byte_level_bpe(directory)
+            if getattr(backend.model, "end_of_word_suffix", None):
+                # What is saved must say whose pieces these are, with no config.json beside it.
+                config = {"tokenizer_class": "CLIPTokenizer"} | config
             config = {**config, **{
                 name: config.get(name) or "<|endoftext|>"
                 for name in ("bos_token", "eos_token", "unk_token")
@@ -184,6 +190,8 @@ class HFTokenizer(TokenizerBase):
         """Text of `ids`."""
         ids = [int(i) for i in ids]
         text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        if self._word_end:
+            text = text.replace(self._word_end, " ").strip()
         if self._clean_up:
             for spaced, joined in _CLEAN_UP:
                 text = text.replace(spaced, joined)
@@ -200,42 +208,3 @@ def _encoding(encoded) -> Encoding:
 
 _CLEAN_UP = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
              (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")]  # fmt: skip
-
-
-def _byte_level_bpe(directory: Path):
-    """GPT-2's tokenizer from its two original files."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, processors
-
-    for name in ("vocab.json", "merges.txt"):
-        if not (directory / name).is_file():
-            raise TokenizerError(f"{directory} has no {name}; copy the tokenizer's files there")
-    family = tokenizer_files.family(directory)
-    if family not in ("", "gpt2"):  # others with these two files split text in other ways
-        raise TokenizerError(
-            f"{directory}: vocab.json and merges.txt alone define a GPT-2 tokenizer, but this one "
-            f'is "{family}"; export its tokenizer.json (AutoTokenizer.save_pretrained) and add it'
-        )
-    vocab = tokenizer_files.read_json(directory / "vocab.json")
-    tokenizer_files.refuse_pickle(directory / "merges.txt")
-    merges = []
-    lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        if (number == 1 and line.startswith("#version")) or not line.strip():
-            continue
-        pair = tuple(line.rstrip("\r").split(" "))
-        if len(pair) != 2:
-            raise TokenizerError(
-                f"{directory / 'merges.txt'}, line {number}: not two tokens separated by a space"
-            )
-        merges.append(pair)
-    try:
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    except Exception as e:  # the library raises bare Exception
-        raise TokenizerError(
-            f"{directory}: vocab.json and merges.txt do not belong together ({e}); copy both again"
-        ) from e
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.ByteLevel(trim_offsets=False)
-    return backend

@@ -232,9 +232,9 @@ def _write(directory, files):
             {
                 "vocab.json": b"{}",
                 "merges.txt": b"",
-                "tokenizer_config.json": b'{"tokenizer_class": "CLIPTokenizer"}',
+                "tokenizer_config.json": b'{"tokenizer_class": "BartTokenizer"}',
             },
-            'define a GPT-2 tokenizer, but this one is "clip"; export its tokenizer.json',
+            'define a GPT-2 or CLIP tokenizer, but this one is "bart"; export its tokenizer.json',
         ),
         ({"tokenizer.json": b"{}", "tokenizer_config.json": b"[]"}, "holds a list, not a JSON"),
         (
