@@ -17,10 +17,10 @@ from fmjax.cli.main import experiment
 from fmjax.recipes import PretrainImages
 from fmjax.recipes.vision import Heads, ImageOptimization, Images, Probing, Views
 
-# A vision transformer for 16 patches of 2 × 2 pixels.
+# A vision transformer for 16 patches of 3 × 3 pixels.
 SMALL = (
-    "image_size=8",
-    "patch_size=2",
+    "image_size=12",
+    "patch_size=3",
     "hidden_size=64",
     "intermediate_size=256",
     "num_hidden_layers=3",
@@ -33,10 +33,10 @@ SIMCLR = PretrainImages(
     model="vit-ti16",
     override=(*SMALL, 'pooling="mean"'),
     out=Path("runs/digits/simclr"),
-    data=Images(images="digits", batch_size=256, stored_size=8),
+    data=Images(images="digits/12", batch_size=128, stored_size=12),
     views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.5),
     heads=Heads(temperature=0.2, projection=64, hidden=256),
-    optimization=ImageOptimization(steps=1000, learning_rate=1e-3),
+    optimization=ImageOptimization(steps=1000, learning_rate=2e-3),
     probing=Probing(eval_every=250, checkpoint_every=500),
 )
 MAE = dataclasses.replace(
@@ -60,16 +60,16 @@ DINO = dataclasses.replace(
     SIMCLR,
     objective="dino",
     out=Path("runs/digits/dino"),
-    views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.5, local_crops=4, local_size=4),
+    views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.5, local_crops=4, local_size=6),
     heads=Heads(hidden=256, prototypes=256, teacher_momentum=0.99),
-    optimization=ImageOptimization(steps=1000, learning_rate=1e-3),
+    optimization=ImageOptimization(steps=1000, learning_rate=2e-3),
 )
 SUPERVISED = dataclasses.replace(
     SIMCLR,
     objective="supervised",
     out=Path("runs/digits/supervised"),
     heads=Heads(label_smoothing=0.1),
-    optimization=ImageOptimization(steps=600, learning_rate=1e-3),
+    optimization=ImageOptimization(steps=600, learning_rate=2e-3),
 )
 METHODS = {"mae": MAE, "simclr": SIMCLR, "dino": DINO, "supervised": SUPERVISED}
 

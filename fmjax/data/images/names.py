@@ -26,7 +26,8 @@ def open_images(
     """The source that a name stands for.
 
     Args:
-      spec: "digits"; "openmoji"; "photographs", or "photographs/64" for their tiles of 64 pixels;
+      spec: "digits", or "digits/12" for them anywhere in 12 × 12 pixels; "openmoji"; "photographs",
+        or "photographs/64" for their tiles of 64 pixels;
         "tfds:NAME", or the directory of a prepared TFDS data set (`TfdsImages`); a directory of
         pictures (`ImageFolder`); .tsv, .csv or .jsonl (`TableImages`) or .tar files (`TarImages`),
         or a glob pattern of either. Ending in ":train", ":validation" or ":all", it says its
@@ -61,6 +62,8 @@ def _open(spec: str, split: str, class_names: Sequence[str] | None) -> tuple[Ima
     if spec == "photographs":
         return real.photographs(), False
     kind, _, number = spec.partition("/")
+    if kind == "digits" and number.isdecimal():
+        return real.digits(split, int(number)), True
     if kind == "photographs" and number.isdecimal():
         return real.photographs(int(number)), False
     if spec == "openmoji":

@@ -31,7 +31,7 @@ _PHOTOGRAPHS = {
 }
 
 
-def digits(split: str = "all") -> Examples:
+def digits(split: str = "all", side: int | None = None) -> Examples:
     """scikit-learn's handwritten digits: 1,797 grey pictures of 8 × 8 pixels, ten classes.
 
     Digits of a writer stand together, so the splits, the first and the second half as in
@@ -39,6 +39,11 @@ def digits(split: str = "all") -> Examples:
 
     Args:
       split: "train", "validation" or "all".
+      side: of a larger black picture, in pixels, in which each has a place drawn by chance, always
+        the same: a task on which comparing pixels fails. Default: the digits alone.
+
+    Raises:
+      DataError: a picture with no room for a digit.
 
     Source: the test set of "Optical Recognition of Handwritten Digits", UCI (Alpaydin and Kaynak,
     1998), CC BY 4.0.
@@ -48,6 +53,8 @@ def digits(split: str = "all") -> Examples:
     data = load_digits()
     # Grey levels 0 … 16 on the full scale.
     images = np.round(data.images * (255 / 16)).astype(np.uint8)
+    if side is not None:
+        images = _anywhere(images, side)
     examples = [
         {"image": image, "label": int(label)}
         for image, label in zip(images, data.target, strict=True)
@@ -56,6 +63,18 @@ def digits(split: str = "all") -> Examples:
     half = len(examples) // 2
     part = {"train": slice(half), "validation": slice(half, None), "all": slice(None)}[split]
     return Examples(examples[part], [str(d) for d in range(10)], names[part])
+
+
+def _anywhere(images: np.ndarray, side: int) -> np.ndarray:
+    """u8[N, side, side]: each of u8[N, H, H] somewhere in a black square."""
+    N, height, _ = images.shape
+    if side < height:
+        raise DataError(f"digits/{side}: a digit has {height} pixels; choose more, as digits/12")
+    larger = np.zeros((N, side, side), images.dtype)
+    places = np.random.RandomState(0).randint(0, side - height + 1, (N, 2))
+    for picture, image, (y, x) in zip(larger, images, places, strict=True):
+        picture[y : y + height, x : x + height] = image
+    return larger
 
 
 def photographs(tile: int | None = None) -> Examples:

@@ -271,6 +271,21 @@ def test_names() -> None:
         open_images("digits", "dev")
 
 
+def test_digits_anywhere() -> None:
+    plain, moved = (open_images(name, "validation") for name in ("digits", "digits/12"))
+    seen = set()
+    for i in range(60):
+        image, larger = plain[i]["image"], moved[i]["image"]
+        assert plain[i]["label"] == moved[i]["label"] and larger.shape == (12, 12)
+        places = [(y, x) for y in range(5) for x in range(5)]
+        found = [p for p in places if (larger[p[0] :, p[1] :][:8, :8] == image).all()]
+        assert found and larger.sum() == image.sum()
+        seen.add(found[0])
+    assert len(seen) > 15
+    with pytest.raises(DataError, match="digits/7: a digit has 8 pixels"):
+        open_images("digits/7")
+
+
 def test_digits() -> None:
     batch = next(image_batches(digits(), batch_size=3, image_size=8, shuffle=False))
     assert batch["labels"].tolist() == [0, 1, 2]
