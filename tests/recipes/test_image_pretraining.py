@@ -44,7 +44,7 @@ def test_mae_goes_on_where_it_stopped(tmp_path, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train("mae", "mae-b16", whole, MAE, "--steps", "4", *steps) == 0
     out = capsys.readouterr().out
-    assert "accuracy of the 5 nearest neighbours" in out and "untrained encoder" in out
+    assert "accuracy of the 5 nearest neighbours" in out and "encoder before training" in out
     assert "margin over the better of these" in out
     from fmjax.train import run
 
@@ -98,6 +98,66 @@ def test_other_objectives(objective, model, more, tmp_path, capsys):
         assert any("eval_knn5" in row for row in rows)
 
 
+PAIRS = [
+    "projection_dim=8",
+    *(f"{part}.{field}" for part in ("vision_config", "text_config") for field in TINY[2:]),
+    "vision_config.image_size=8",
+    "vision_config.patch_size=4",
+    "text_config.max_position_embeddings=12",
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """Twelve pictures of one colour each, a table that names the colours, and a tokenizer."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("pairs")
+    names = [f"{shade} {colour}" for shade in ("dark", "light") for colour in "rgbcmy"]
+    rows = ["image\tcaption"]
+    for i, name in enumerate(names):
+        Image.new("RGB", (9, 8), (20 * i, 255 - 20 * i, 7 * i)).save(root / f"{i}.png")
+        rows.append(f"{i}.png\t{name}")
+    (root / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    fmjax.data.train_clip_tokenizer(names, root / "tokenizer", 530)
+    return root
+
+
+def two_towers(objective: str, model: str, pairs: Path, out: Path, *more: str) -> int:
+    arguments = ["train", "--objective", objective, "--model", model, "--out", str(out)]
+    arguments += ["--images", str(pairs / "pairs.tsv"), "--eval-fraction", "0.3"]
+    arguments += ["--tokenizer", str(pairs / "tokenizer"), "--batch-size", "8", "--steps", "2"]
+    override = PAIRS if objective == "clip" else PAIRS[1:]
+    return main([*arguments, "--override", *override, *more])
+
+
+@pytest.mark.parametrize(
+    "objective, model", [("clip", "clip-vit-b32"), ("siglip", "siglip-b16-224")]
+)
+def test_pictures_and_captions(objective, model, pairs, tmp_path, capsys):
+    out = tmp_path / "run"
+    more = ("--caption-length", "6", "--accumulate", "2") if objective == "siglip" else ()
+    assert two_towers(objective, model, pairs, out, *more) == 0
+    text = capsys.readouterr().out
+    assert "image to text: R@1" in text and "chance" in text and "fmjax retrieve" in text
+    last = log(out)[-1]
+    assert {"eval_loss", "eval_image_to_text_r@10", "eval_text_to_image_r@1"} <= set(last)
+    page = (out / "report.html").read_text()
+    assert "<h2>What captions find</h2>" in page and "dark" in page
+    model, params = fmjax.from_pretrained(out / "model")
+    # SigLIP reads a text at its last place, so a shorter caption is a shorter table.
+    assert model.config.text_config.max_position_embeddings == (6 if more else 12)
+    assert fmjax.load_tokenizer(out / "model").eos_token_id == model.config.text_config.eos_token_id
+
+
+def test_clip_needs_a_tokenizer_that_ends_texts(pairs, tmp_path, capsys):
+    fmjax.data.train_sentencepiece(["dark r light g"] * 50, tmp_path / "spm", 300)
+    more = ("--tokenizer", str(tmp_path / "spm"))
+    assert two_towers("clip", "clip-vit-b32", pairs, tmp_path / "run", *more) == 2
+    assert "fmjax tokenizer --kind clip" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_figures_of_the_papers():
     filled, paper = completed(ImageOptimization(steps=100), "dino", 512, residual=False)
     assert paper is FIGURES["dino"]
@@ -112,7 +172,9 @@ def test_figures_of_the_papers():
     "objective, model, more, message",
     [
         ("mae", "vit-ti16", (), "--objective mae trains a vit_mae, not a vit"),
-        ("clip", "vit-ti16", (), "vit is not both"),
+        ("clip", "vit-ti16", (), "digits has none; give a .tsv"),
+        ("dino", "vit-ti16", ("--images", "digits:train"), "with nothing held out"),
+        ("dinov2", "mae-b16", (), "that vit_mae has not"),
         ("simclr", "gpt2", (), "gpt2 does not see images"),
         ("dino", "clip-vit-b32", (), "has no tokenizer of its own"),
         ("simclr", "vit-ti16", ("--mixup", "1"), "--mixup belongs to --objective supervised"),

@@ -55,6 +55,11 @@ def open_images(
     return train if split == "train" else validation
 
 
+def has_splits(spec: str | Path) -> bool:
+    """Whether a set has a training split of its own; errors as `open_images`."""
+    return _open(str(spec), "train", None)[1]
+
+
 def _open(spec: str, split: str, class_names: Sequence[str] | None) -> tuple[ImageSource, bool]:
     """The source, and whether `split` has been seen to."""
     if spec == "digits":

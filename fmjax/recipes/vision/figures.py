@@ -13,6 +13,7 @@ class Figures:
     Attributes:
       learning_rate: for a batch of `rows`, with which it grows.
       rows: None: it does not grow.
+      power: of the batch, with which it grows.
       weight_decay: at the start.
       final_weight_decay: at the end, along a cosine; None keeps it.
       beta2, epsilon: of AdamW.
@@ -27,6 +28,7 @@ class Figures:
     beta2: float
     warmup: float
     smallest_crop: float
+    power: float = 1.0
     final_weight_decay: float | None = None
     epsilon: float = 1e-8
     clip_norm: float = 0.0
@@ -39,7 +41,9 @@ FIGURES = {
     "mae": Figures(1.5e-4, 256, 0.05, 0.95, 0.05, 0.2),
     "simclr": Figures(1.5e-4, 256, 0.1, 0.999, 0.1, 0.08),
     "dino": Figures(5e-4, 256, 0.04, 0.999, 0.1, 0.4, final_weight_decay=0.4, clip_norm=3.0),
-    "dinov2": Figures(1e-3, 1024, 0.04, 0.999, 0.08, 0.32, final_weight_decay=0.2, clip_norm=3.0),
+    "dinov2": Figures(
+        1e-3, 1024, 0.04, 0.999, 0.08, 0.32, 0.5, final_weight_decay=0.2, clip_norm=3.0
+    ),
     "clip": Figures(5e-4, None, 0.2, 0.98, 0.05, 0.9, epsilon=1e-6, clip_norm=1.0),
     "siglip": Figures(1e-3, None, 1e-4, 0.95, 0.05, 0.9, clip_norm=1.0),
 }
@@ -66,7 +70,9 @@ def completed(
             f"--optimizer lars is for simclr and supervised, not for --objective {objective}"
         )
     paper = LARS if chosen == "lars" else FIGURES[objective]
-    grown = paper.learning_rate * (1.0 if paper.rows is None else batch_size / paper.rows)
+    grown = paper.learning_rate * (
+        1.0 if paper.rows is None else (batch_size / paper.rows) ** paper.power
+    )
     figures = {
         "learning_rate": grown,
         "warmup": round(paper.warmup * optimization.steps),

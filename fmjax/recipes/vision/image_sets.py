@@ -3,18 +3,24 @@
 import dataclasses
 from typing import Any
 
-from fmjax.core.errors import ConfigError
+import jax
+
+from fmjax.core.errors import ConfigError, DataError
 from fmjax.data import Tokenizer, augment
 from fmjax.data.images import (
     ImageBatches,
     ImageEvalBatches,
+    ImageSource,
     image_batches,
     image_eval_batches,
     image_text_batches,
     image_text_eval_batches,
     open_images,
 )
+from fmjax.data.images.names import has_splits
+from fmjax.data.images.sources import SPLITS
 from fmjax.recipes.vision.pretrain import PretrainImages
+from fmjax.recipes.vision.settings import Images
 from fmjax.recipes.vision.start import ImageStart
 
 CAPTIONED = ("clip", "siglip")
@@ -26,7 +32,7 @@ class Pictures:
 
     Attributes:
       train: endless and resumable.
-      held_out: one pass over the held-out pictures.
+      held_out: one pass over (at most `--held-out` of) the held-out pictures.
       bank: one pass over (at most `--bank`) training pictures, for the neighbours' vote.
       classes: names of the labels; empty without.
       examples: number of training pictures.
@@ -43,6 +49,16 @@ class Pictures:
     whole: augment.CenterCrop
     unscaled: augment.CenterCrop
     tokenizer: Tokenizer | None = None
+
+    @property
+    def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of what a step reads."""
+        batch = next(iter(self.held_out))
+        rows = jax.process_count()
+        return {
+            name: jax.ShapeDtypeStruct((len(x) * rows, *x.shape[1:]), x.dtype)
+            for name, x in batch.items()
+        }
 
     def words(self, ids: Any) -> str:
         """A caption i32[T] as text, without its special tokens and filling."""
@@ -61,14 +77,16 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
     data = settings.data
     if not data.eval_images and not 0 < data.eval_fraction < 1:
         raise ConfigError(f"--eval-fraction {data.eval_fraction} must lie between 0 and 1")
-    if data.eval_images:
-        train = open_images(data.images)
-        held_out = open_images(data.eval_images, class_names=train.class_names or None)
-    else:
-        train, held_out = (
-            open_images(data.images, split, held_out=data.eval_fraction)
-            for split in ("train", "validation")
+    train, held_out = _open(data)
+    for name, source in ((data.images, train), (data.eval_images or data.images, held_out)):
+        _check(settings.objective, name, source)
+    if train.class_names != held_out.class_names and settings.objective not in CAPTIONED:
+        raise DataError(
+            f"--eval-images {data.eval_images} has other classes than --images {data.images}: "
+            f"{list(held_out.class_names[:5])} and {list(train.class_names[:5])}, …; lay out both "
+            "alike"
         )
+    held_out = held_out.sample(settings.probing.held_out)
     size, mean, std = start.image_size, start.mean, start.std
     stored = data.stored_size or round(size * 8 / 7)
     form: dict[str, Any] = {
@@ -80,7 +98,7 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
     shuffled = {"seed": settings.optimization.seed}
     few = train.sample(settings.probing.bank)
     if settings.objective in CAPTIONED:
-        words = {"max_length": start.caption_length, "attention_mask": settings.objective == "clip"}
+        words = {"max_length": start.caption_length, "attention_mask": start.masks_padding}
         batches = image_text_batches(train, start.tokenizer, **form, **shuffled, **words)
         passes = [
             image_text_eval_batches(s, start.tokenizer, **form, **words) for s in (held_out, few)
@@ -97,6 +115,45 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
         augment.CenterCrop(size, _resize(size), mean=(0.0,), std=(1.0,)),
         start.tokenizer,
     )
+
+
+def _open(data: Images) -> tuple[ImageSource, ImageSource]:
+    """(training pictures, held-out pictures), of which none is in both."""
+    suffix = data.images.rpartition(":")[2]
+    if data.eval_images:
+        # What the set itself holds out stays out, whatever is measured on.
+        own = "train" if suffix not in SPLITS and has_splits(data.images) else "all"
+        train = open_images(data.images, own)
+        return train, open_images(data.eval_images, class_names=train.class_names or None)
+    if suffix in SPLITS:
+        raise ConfigError(
+            f"--images {data.images} is one part of a set, with nothing held out; give the set "
+            f"without :{suffix}, or --eval-images"
+        )
+    train, held_out = (
+        open_images(data.images, split, held_out=data.eval_fraction)
+        for split in ("train", "validation")
+    )
+    return train, held_out
+
+
+def _check(objective: str, name: str, source: ImageSource) -> None:
+    """Refuses pictures without what the objective reads, before the first step.
+
+    Raises:
+      DataError: names the set.
+    """
+    if objective == "supervised" and not source.class_names:
+        raise DataError(
+            f"--objective supervised needs labels, and {name} has none; lay a folder's pictures "
+            "into a folder for each class, or choose an objective without, such as dino"
+        )
+    first = source[0] if objective in CAPTIONED else {"caption": ""}
+    if not ("caption" in first or "captions" in first):
+        raise DataError(
+            f"--objective {objective} needs captions, and {name} has none; give a .tsv or .jsonl "
+            "of paths and captions, .tar shards, or openmoji"
+        )
 
 
 def _resize(size: int) -> int:

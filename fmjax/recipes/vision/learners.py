@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import fmjax
-from fmjax.core.errors import ConfigError, DataError
+from fmjax.core.errors import ConfigError
 from fmjax.core.execution import Execution
 from fmjax.data import augment
 from fmjax.models.config import ModelConfig
@@ -28,23 +28,22 @@ from fmjax.recipes.vision.learner import Given, Learner
 from fmjax.train import freeze, schedules
 
 CLASSIFIER = "image-classification"
+# Encoders whose vectors are their own pooler's.
+_POOLED = ("resnet", "clip_vision_model", "siglip_vision_model")
+# BYOL's strengths, which DINO has.
+_JITTER = (0.4, 0.4, 0.2, 0.1)
 Features = Callable[[Any, Any, jax.Array], jax.Array]
 
 
 def supervised(given: Given) -> Learner:
     """Labels of pictures."""
     config = _image_only(given.config, "supervised", "vit-s16")
-    if not given.classes:
-        raise DataError(
-            "--objective supervised needs labels, and these pictures have none; lay a folder's "
-            "pictures into a folder for each class, or choose an objective without, such as dino"
-        )
     config = config.replace(head=CLASSIFIER, id2label=given.classes)
     model = fmjax.build(config, **given.execution)
     views = given.views
     return Learner(
         model,
-        ImageClassification(label_smoothing=given.heads.label_smoothing),
+        _normed(ImageClassification(label_smoothing=given.heads.label_smoothing), config),
         augment.supervised(
             given.image_size,
             classes=len(given.classes),
@@ -81,8 +80,9 @@ def mae(given: Given) -> Learner:
 
 def simclr(given: Given) -> Learner:
     """Two views of a picture find each other."""
-    config = _image_only(given.config, "simclr", "resnet-50").replace(head=None)
+    config = _one_encoder(given.config, "simclr", "resnet-50").replace(head=None)
     views, execution = given.views, given.execution
+    grey = {} if views.color else {"gray_probability": 0.0}
     projection = ProjectionMLP(
         given.heads.projection, given.heads.hidden, execution=Execution(**execution)
     )
@@ -90,7 +90,7 @@ def simclr(given: Given) -> Learner:
     return Learner(
         module,
         BatchStatistics(SimCLR(temperature=given.heads.temperature)),
-        augment.simclr(given.image_size, views.color, blur=views.blur, **given.view()),
+        augment.simclr(given.image_size, views.color, blur=views.blur, **given.view(), **grey),
         features(config, given, module.pool, "backbone"),
         lambda state: (module.backbone, state.variables["params"]["backbone"]),
         evaluates=False,
@@ -104,19 +104,25 @@ def dino(given: Given) -> Learner:
 
 def dinov2(given: Given) -> Learner:
     """The same with hidden patches, and pictures spread over the sphere."""
-    if not hasattr(given.config, "use_mask_token") and given.config.model_type == "resnet":
-        raise ConfigError("--objective dinov2 hides patches, which a resnet has none of")
+    if not hasattr(given.config, "use_mask_token"):
+        raise ConfigError(
+            f"--objective dinov2 hides patches behind a token that {given.config.model_type} has "
+            "not; give --model dinov2-s14 or vit-s16"
+        )
     return _distilled(given, DINOv2, augment.dinov2, patch_size=given.patch)
 
 
 def _distilled(given: Given, objective: Any, views: Any, **more: Any) -> Learner:
-    config = _image_only(given.config, "dino", "vit-s16").replace(head=None)
+    config = _one_encoder(given.config, "dino", "vit-s16").replace(head=None)
     if more and hasattr(config, "use_mask_token"):
         config = config.replace(use_mask_token=True)
     heads, steps = given.heads, given.steps
     head = ProjectionHead(heads.prototypes, heads.hidden, execution=Execution(**given.execution))
     module = _with_head(config, given, head)
-    colours = {} if given.views.color else {"jitter": (0.0,) * 4, "gray_probability": 0.0}
+    strength = given.views.color
+    colours: dict[str, Any] = {"jitter": tuple(strength * j for j in _JITTER)}
+    if not strength:
+        colours["gray_probability"] = 0.0
     if not given.views.blur:
         colours["blur_probability"] = 0.0
     if not given.views.color:
@@ -136,10 +142,13 @@ def _distilled(given: Given, objective: Any, views: Any, **more: Any) -> Learner
     warm = max(round(0.3 * steps), 1)
     return Learner(
         module,
-        objective(
-            teacher_temperature=schedules.ramp(0.04, heads.teacher_temperature, warm),
-            teacher_momentum=schedules.cosine(heads.teacher_momentum, 1.0, steps),
-            freeze_last_layer=given.frozen_steps,
+        _normed(
+            objective(
+                teacher_temperature=schedules.ramp(0.04, heads.teacher_temperature, warm),
+                teacher_momentum=schedules.cosine(heads.teacher_momentum, 1.0, steps),
+                freeze_last_layer=given.frozen_steps,
+            ),
+            config,
         ),
         crops,
         _teacher(features(config, given, module.pool, "backbone")),
@@ -160,7 +169,7 @@ def _local_size(given: Given) -> int:
 
 def _with_head(config: ModelConfig, given: Given, head: nn.Module) -> WithHead:
     """The encoder, with a head on what its vectors are taken from."""
-    own = config.model_type == "resnet" or getattr(config, "pooling", None) is not None
+    own = config.model_type in _POOLED or getattr(config, "pooling", None) is not None
     backbone = fmjax.build(config, **given.execution)
     prefix = 1 + getattr(config, "num_register_tokens", 0)
     return WithHead(backbone, head, pool="pooler" if own else "cls", prefix=prefix)
@@ -218,6 +227,21 @@ def pool(output: Any, pooling: str) -> jax.Array:
         return output.pooler_output.reshape(len(output.pooler_output), -1).astype(jnp.float32)
     tokens = output.last_hidden_state.astype(jnp.float32)
     return tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(1)
+
+
+def _normed(objective: Any, config: ModelConfig) -> Any:
+    """With running statistics, where the model has batch norm."""
+    return BatchStatistics(objective) if config.model_type == "resnet" else objective
+
+
+def _one_encoder(config: ModelConfig, objective: str, example: str) -> ModelConfig:
+    """`_image_only`, and no encoder of texts beside it."""
+    if hasattr(config, "vision_config"):
+        raise ConfigError(
+            f"--objective {objective} trains one image encoder, and {config.model_type} has one of "
+            f"texts too; give --model {example}"
+        )
+    return _image_only(config, objective, example)
 
 
 def _image_only(config: ModelConfig, objective: str, example: str) -> ModelConfig:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from fmjax.recipes.vision.settings import Probing
 from fmjax.train import TrainState
 
 KS = (1, 5, 10)
+LABELLED = ("accuracy", "top5_accuracy", "loss")
+Embed = Callable[[Mapping[str, jax.Array]], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,36 +67,47 @@ class Measure:
 
     def accuracy(self, state: TrainState) -> Figure:
         """Of the class that the nearest training pictures vote for, by the model's features."""
-        embed = functools.partial(self._features, state.variables, state.extra)
-        return self._vote(embed)
+        return self._vote(self._features(state))
 
-    def features(self, state: TrainState, batch: Mapping[str, Any]) -> np.ndarray:
-        """f32[B, D] of a raw batch."""
-        return np.asarray(self._features(state.variables, state.extra, batch))
+    def features(self, state: TrainState, raw: Mapping[str, Any]) -> np.ndarray:
+        """f32[B, D] of a raw batch that this process has whole."""
+        return collect(lambda batch: batch["features"], self._over([raw], self._features(state)))[0]
 
-    def pixels(self) -> Figure:
-        """The same by the pixels themselves."""
-        return self._vote(lambda batch: self._pixels(self._placed(batch)))
-
-    def untrained(self, state: TrainState) -> Figure | None:
-        """`accuracy` before the first step; None where nothing votes."""
-        return self.accuracy(state) if self.votes and not self._resumes(state) else None
+    def bank(self, state: TrainState) -> np.ndarray:
+        """f32[N, D] of the training pictures that held-out ones are compared with."""
+        return self._collected(self.pictures.bank, self._features(state))[0]
 
     def retrieval(self, state: TrainState) -> Retrieval:
         """Held-out pictures and captions find each other."""
-        parts = [self.pairs(state.variables, batch) for batch in self.pictures.held_out]
-        images, texts, weights = (np.concatenate(x) for x in zip(*parts, strict=True))
-        real = weights > 0
-        return retrieval(images[real], texts[real], ks=KS)
+        return retrieval(*self.embeddings(state), ks=KS)
 
-    def summary(self, state: TrainState, untrained: Figure | None) -> Iterable[str]:
-        """The last figures beside what says nothing."""
+    def embeddings(self, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
+        """(pictures f32[N, P], captions f32[N, P]) of what is held out, in order."""
+
+        def both(batch: Mapping[str, jax.Array]) -> jax.Array:
+            return self._two(state.variables, batch)
+
+        pairs = self._collected(self.pictures.held_out, both)[0]
+        return tuple(np.split(pairs, 2, axis=1))
+
+    def summary(
+        self, state: TrainState, before: Figure | None, last: Mapping[str, float]
+    ) -> Iterable[str]:
+        """The last figures beside what says nothing.
+
+        Args:
+          state: the last.
+          before: `accuracy` before the first step.
+          last: figures of the objective's own on what is held out, by name.
+        """
+        if self.learner.needs == "labels":
+            yield ", ".join(f"{name} {last[name]:.4f}" for name in LABELLED if name in last)
         if self.votes:
-            ours, pixels = self.accuracy(state), self.pixels()
+            ours, pixels = self.accuracy(state), self._vote(self._pixels)
             line = f"accuracy of the {self.neighbours} nearest neighbours: {ours}; pixels {pixels}"
-            line += "" if untrained is None else f", untrained encoder {untrained}"
+            line += "" if before is None else f", encoder before training {before}"
             yield line
-            others = [pixels.value] + ([untrained.value] if untrained else [])
+            others = [pixels.value] + ([before.value] if before else [])
             yield f"margin over the better of these: {ours.value - max(others):+.3f}"
         if self.retrieves:
             found = self.retrieval(state)
@@ -105,27 +118,33 @@ class Measure:
                 )
                 yield f"{name.replace('_', ' ')}: {figures}; median rank {way.median_rank:g}"
 
-    def _resumes(self, state: TrainState) -> bool:
-        return int(state.step) > 0
-
-    def _vote(self, embed: Any) -> Figure:
-        bank = collect(embed, self.pictures.bank)
-        queries = collect(embed, self.pictures.held_out)
+    def _vote(self, features: Embed) -> Figure:
+        bank = self._collected(self.pictures.bank, features)
+        queries = self._collected(self.pictures.held_out, features)
         return knn(*bank, *queries, ks=(self.neighbours,))[self.neighbours]
 
-    def _placed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return shard_batch(dict(batch), self.layout.mesh, self.layout.rules)
+    def _collected(self, batches: Iterable[Any], features: Embed) -> Any:
+        return collect(lambda batch: batch["features"], self._over(batches, features))
 
-    def _features(self, variables: Any, extra: Any, batch: Mapping[str, Any]) -> jax.Array:
-        return self._compiled(variables, extra, self._placed(batch))
+    def _over(self, batches: Iterable[Any], features: Embed) -> Iterator[dict[str, jax.Array]]:
+        """Features, labels and weights of each batch: all processes get those of all rows."""
+        names = ("labels", "example_weight")
+        for batch in batches:
+            placed = shard_batch(dict(batch), self.layout.mesh, self.layout.rules)
+            found = {name: placed[name] for name in names if name in placed}
+            yield self._everywhere({"features": features(placed), **found})
 
     @functools.cached_property
-    def _everywhere(self) -> jax.sharding.NamedSharding:
-        return jax.sharding.NamedSharding(self.layout.mesh, jax.sharding.PartitionSpec())
+    def _everywhere(self) -> Any:
+        replicated = jax.sharding.NamedSharding(self.layout.mesh, jax.sharding.PartitionSpec())
+        return jax.jit(lambda arrays: arrays, out_shardings=replicated)
+
+    def _features(self, state: TrainState) -> Embed:
+        return lambda batch: self._encoded(state.variables, state.extra, batch)
 
     @functools.cached_property
-    def _compiled(self) -> Any:
-        @functools.partial(jax.jit, out_shardings=self._everywhere)
+    def _encoded(self) -> Any:
+        @jax.jit
         def run(variables: Any, extra: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
             with logical.use(self.layout.mesh, self.layout.rules):
                 pixels = self.pictures.whole(batch)["pixel_values"]
@@ -134,29 +153,27 @@ class Measure:
         return run
 
     @functools.cached_property
-    def _pixels(self) -> Any:
-        @functools.partial(jax.jit, out_shardings=self._everywhere)
+    def _pixels(self) -> Embed:
+        @jax.jit
         def run(batch: Mapping[str, jax.Array]) -> jax.Array:
             # As they are seen on screen: not less their mean, which moves cosines.
-            pixels = self.pictures.unscaled(batch)["pixel_values"]
+            with logical.use(self.layout.mesh, self.layout.rules):
+                pixels = self.pictures.unscaled(batch)["pixel_values"]
             return pixels.reshape(len(pixels), -1)
 
         return run
 
-    def pairs(self, variables: Any, batch: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
-        """(pictures f32[B, P], captions f32[B, P], weights f32[B]) of a held-out batch."""
-        images, texts = jax.device_get(self._two(variables, self._placed(batch)))
-        return images, texts, np.asarray(batch["example_weight"])
-
     @functools.cached_property
     def _two(self) -> Any:
-        @functools.partial(jax.jit, out_shardings=self._everywhere)
-        def run(variables: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        @jax.jit
+        def run(variables: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+            """[B, 2 P]: of the picture, then of its caption."""
             with logical.use(self.layout.mesh, self.layout.rules):
                 seen = self.pictures.whole(batch)
                 names = ("pixel_values", "input_ids", "attention_mask")
                 inputs = {name: seen[name] for name in names if name in seen}
                 out = self.learner.module.apply(variables, **inputs)
-                return out.image_embeds.astype(jnp.float32), out.text_embeds.astype(jnp.float32)
+                both = (out.image_embeds, out.text_embeds)
+                return jnp.concatenate([x.astype(jnp.float32) for x in both], -1)
 
         return run

@@ -93,6 +93,7 @@ class Run:
             "remat": hardware.remat,
             "attention": hardware.attention,
             "matmul": hardware.matmul,
+            "microbatches": hardware.microbatches,
         }
         what = Given.of(settings, optimization, paper, start, pictures.classes, execution)
         learner = LEARNERS[settings.objective](what)
@@ -126,6 +127,7 @@ class Run:
             accumulate=optimization.accumulate,
             clip_norm=optimization.clip_norm or None,
             learning_rate=rate,
+            offload=self.settings.hardware.offloaded,
         )
 
     def train(self) -> bool:
@@ -142,10 +144,12 @@ class Run:
         params = self.start.params(self.learner.module, optimization.seed, **place)
         state = step.init({"params": params}, jax.random.key(optimization.seed + 1))
         del params
+        # Tracing finds what does not fit before the run's directory is made.
+        step.lower(state, self.pictures.abstract)
         self._announce(step.split(state.variables)[0])
         out = Path(settings.out)
         measure = Measure.of(self.learner, self.pictures, probing, self.layout)
-        untrained = measure.untrained(state)
+        before = measure.accuracy(state) if measure.votes else None
         checkpointer = Checkpointer(
             out / "checkpoints",
             keep=probing.keep,
@@ -178,9 +182,12 @@ class Run:
         if outcome.stopped:
             print(f"stopped after step {outcome.step}; the same command goes on from there")
             return False
-        lines = list(measure.summary(outcome.state, untrained))
-        print("\n".join(lines))
+        last = self._objective(step, outcome.state)
+        lines = list(measure.summary(outcome.state, before, last))
         self._export(outcome.state)
+        if jax.process_index():
+            return True
+        print("\n".join(lines))
         lead = (
             f"{settings.model} on {self.pictures.examples:,} pictures of {settings.data.images}, "
             f"{outcome.step:,} steps of {settings.data.batch_size:,}."
@@ -201,10 +208,11 @@ class Run:
         return f"next: fmjax embed --model {model} --images FOLDER --output vectors.npy"
 
     def _evaluate(self, step: Step, measure: Measure, state: TrainState) -> Mapping[str, float]:
-        found = {}
-        if self.learner.evaluates:
-            found = dict(evaluate(step, state, self.pictures.held_out))
-        return found | measure(state)
+        return self._objective(step, state) | measure(state)
+
+    def _objective(self, step: Step, state: TrainState) -> dict[str, float]:
+        """Its own figures on what is held out, where it has some."""
+        return dict(evaluate(step, state, self.pictures.held_out)) if self.learner.evaluates else {}
 
     def _export(self, state: TrainState) -> None:
         model, params = self.learner.export(state)
@@ -212,7 +220,8 @@ class Run:
         fmjax.save_pretrained(
             target, model, params, self.start.tokenizer, carry_from=self.start.directory
         )
-        self.start.processor.save(target)
+        if jax.process_index() == 0:
+            self.start.processor.save(target)
 
     @property
     def _steps_are_free(self) -> bool:
@@ -258,6 +267,7 @@ def _check(settings: PretrainImages) -> None:
         "keep": probing.keep,
         "log_every": probing.log_every,
         "neighbours": probing.neighbours,
+        "held_out": probing.held_out,
         "bank": probing.bank,
     }
     for name, value in least.items():

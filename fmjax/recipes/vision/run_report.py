@@ -1,6 +1,5 @@
 """The page that a run on images ends with: its figures, and pictures of what was learnt."""
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,14 @@ import jax
 import numpy as np
 
 from fmjax import report
-from fmjax.evals import collect, nearest, reconstruction
+from fmjax.evals import nearest, reconstruction
 from fmjax.recipes.vision.measuring import Measure
 from fmjax.recipes.vision.pictures import neighbours_section, reconstruction_section
 from fmjax.train import TrainState
 
 SHOWN = 8
 NEAREST = 6
-_MEASURED = ("eval_knn", "eval_image_to", "eval_text_to")
+_MEASURED = ("eval_knn", "eval_image_to", "eval_text_to", "eval_accuracy", "eval_top5")
 
 
 def write_report(
@@ -38,9 +37,11 @@ def write_report(
       lines: the last figures, in words.
       measure: of the run, with its model and pictures.
       state: the last.
+
+    A run of several processes, none of which has all pictures, has its figures alone.
     """
     sections = [report.section("Figures", *map(report.note, lines), *_curves(log))]
-    raw = _first(measure.pictures.held_out, SHOWN)
+    raw = _first(measure.pictures.held_out, SHOWN) if jax.process_count() == 1 else {}
     if raw and measure.learner.reconstructs:
         sections.append(_filled_in(measure, state, raw))
     if raw and measure.votes:
@@ -96,7 +97,7 @@ def _shown(measure: Measure, raw: Mapping[str, Any]) -> list[np.ndarray]:
 
 
 def _neighbours(measure: Measure, state: TrainState, raw: Mapping[str, Any]) -> str:
-    bank, _ = collect(functools.partial(measure.features, state), measure.pictures.bank)
+    bank = measure.bank(state)
     found = nearest(measure.features(state, raw), bank, min(NEAREST, len(bank)))
     wanted, places = np.unique(found.indices, return_inverse=True)
     rows = _rows(measure.pictures.bank, wanted)
@@ -148,26 +149,21 @@ def _filled_in(measure: Measure, state: TrainState, raw: Mapping[str, Any]) -> s
 
 def _found(measure: Measure, state: TrainState) -> str:
     """The pictures that captions find among all held-out ones."""
-    images, texts, captions, shown = [], [], [], []
-    for batch in measure.pictures.held_out:
-        real = np.asarray(batch["example_weight"]) > 0
-        i, t, _ = measure.pairs(state.variables, batch)
-        images.append(i[real])
-        texts.append(t[real])
-        rows = {name: np.asarray(x)[real] for name, x in batch.items()}
-        shown += _shown(measure, rows)
-        captions += [measure.pictures.words(ids) for ids in rows["input_ids"]]
-    images, texts = np.concatenate(images), np.concatenate(texts)
+    images, texts = measure.embeddings(state)
     asked = np.linspace(0, len(texts) - 1, min(SHOWN, len(texts))).astype(int)
     best = nearest(texts[asked], images, min(NEAREST, len(images)))
-    rows = []
+    wanted = np.unique(np.concatenate([asked, best.indices.ravel()]))
+    rows = _rows(measure.pictures.held_out, wanted)
+    pictures = dict(zip(wanted, _shown(measure, rows), strict=True))
+    captions = dict(zip(wanted, map(measure.pictures.words, rows["input_ids"]), strict=True))
+    sheet = []
     for q, cosines, indices in zip(asked, *best, strict=True):
-        row = [report.Tile(shown[q], captions[q], "query")]
+        row = [report.Tile(pictures[q], captions[q], "query")]
         for cosine, i in zip(cosines, indices, strict=True):
-            row.append(report.Tile(shown[i], f"{cosine:.3f}", "" if i == q else "wrong"))
-        rows.append(row)
+            row.append(report.Tile(pictures[i], f"{cosine:.3f}", "" if i == q else "wrong"))
+        sheet.append(row)
     note = report.note(
         "The first picture of a row is the one that its caption is of; then those nearest to the "
         "caption, others than it faded."
     )
-    return report.section("What captions find", note, report.sheet(rows))
+    return report.section("What captions find", note, report.sheet(sheet))

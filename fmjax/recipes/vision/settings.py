@@ -20,7 +20,8 @@ class Images:
       batch_size: Pictures in a batch, over all devices and accumulated parts together.
       image_size: Side, in pixels, of what the model sees; without it, of the model's config.
       stored_size: Longer side, in pixels, that pictures are scaled down to before views are cut out
-        of them; more keeps detail in small crops. Without it 8/7 of --image-size.
+        of them; more keeps detail in small crops, and the shorter side may be below --image-size.
+        Without it 8/7 of --image-size.
       caption_length: Tokens of a caption at most; without it, of the model's config.
       workers: Threads that decode pictures.
       broken: What happens to a picture that cannot be read: skip (and count) it, or end the run.
@@ -44,7 +45,8 @@ class Views:
     Attributes:
       flip: Mirror half of the views; not for pictures in which left and right differ, such as
         digits and letters.
-      color: Strength of the changes of colour of simclr and dino; 0 for none.
+      color: Strength of the changes of colour of simclr, dino and dinov2, of which the published
+        is 1; 0 for none, shades of grey and inverted tones included.
       blur: Blur views as simclr and dino do; small pictures go without.
       smallest_crop: Share of the picture that a crop shows at least. Without it as published: 0.08
         (supervised, simclr), 0.2 (mae), 0.4 (dino), 0.32 (dinov2), 0.9 (clip, siglip).
@@ -101,16 +103,17 @@ class ImageOptimization:
 
     Attributes:
       steps: Updates in all.
-      learning_rate: Peak learning rate; as published it is proportional to the batch for all but
-        clip and siglip.
-      warmup: Updates of linear warm-up, before a cosine to 0.
+      learning_rate: Peak learning rate; as published it grows with the batch for all but clip and
+        siglip.
+      warmup: Updates of linear warm-up, before a cosine to 0. Without it a share of --steps.
       weight_decay: Decoupled decay of matrices.
       beta2: Decay of AdamW's second moment.
       optimizer: AdamW, or LARS for large batches of convolutional networks, which auto takes for
         simclr with a ResNet.
       clip_norm: Bound on the global norm of the gradient; 0 for none.
-      accumulate: Parts that a batch is cut into to save memory; the update stays the same.
-        Objectives that compare the pictures of a batch embed it in parts, twice (gradient cache).
+      accumulate: Parts that a batch is cut into to save memory: the same update, up to what is
+        drawn by chance. clip and siglip embed the parts twice and compare all (gradient cache);
+        simclr, dino and dinov2 cannot be cut.
       seed: Of initialisation, data order and augmentation.
     """
 
@@ -133,6 +136,7 @@ class Probing:
       eval_every: Steps between evaluations; 0 for none but the last.
       neighbours: Of the vote by the nearest training pictures, where there are labels.
       bank: Training pictures that are compared with at most.
+      held_out: Held-out pictures that are measured on at most.
       checkpoint_every: Steps between checkpoints. One is always written at the end and on
         SIGTERM.
       keep: Newest checkpoints that are kept.
@@ -143,6 +147,7 @@ class Probing:
     eval_every: int = 500
     neighbours: int = 20
     bank: int = 50_000
+    held_out: int = 10_000
     checkpoint_every: int = 500
     keep: int = 2
     log_every: int = 10

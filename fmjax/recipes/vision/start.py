@@ -12,7 +12,8 @@ import fmjax
 from fmjax.core import tree
 from fmjax.core.errors import ConfigError, TokenizerError
 from fmjax.data import Tokenizer, check_fits, load_tokenizer
-from fmjax.data.images import ImageProcessor
+from fmjax.data.encoding import encode_batch
+from fmjax.data.images import ImageProcessor, processor_files
 from fmjax.models.config import ModelConfig
 from fmjax.recipes.models import architecture, parse_override
 from fmjax.recipes.vision.pretrain import PretrainImages
@@ -30,6 +31,7 @@ class ImageStart:
       image_size: side of the square that the model sees, in pixels.
       mean, std: of the channels, that pixels are normalised by.
       caption_length: tokens of a caption; 0 without texts.
+      masks_padding: texts are read without the padding behind them, as all but SigLIP's are.
     """
 
     config: ModelConfig
@@ -40,6 +42,7 @@ class ImageStart:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     caption_length: int
+    masks_padding: bool
 
     def params(self, module: nn.Module, seed: int, **place: Any) -> dict[str, Any]:
         """Parameters of what the step applies: the directory's where there is one, and random ones
@@ -58,6 +61,13 @@ class ImageStart:
             return fmjax.init_params(module, key, **place)
         backbone = getattr(module, "backbone", None)
         config = (backbone or module).config
+        if getattr(config, "use_mask_token", False) != getattr(
+            self.config, "use_mask_token", False
+        ):
+            raise ConfigError(
+                f"{self.directory} has no token that stands for hidden patches; --objective dinov2 "
+                "starts from a DINOv2, or from random weights"
+            )
         override = {"head": config.head}
         if config.head == "image-classification":
             override["id2label"] = list(config.id2label)
@@ -112,6 +122,15 @@ def resolve_images(settings: PretrainImages) -> ImageStart:
         length = settings.data.caption_length or most
         if not 2 < length <= most:
             raise ConfigError(f"--caption-length {length}: the model has {most} positions")
+        if config.model_type == "siglip" and length != most:
+            # It reads a text at its last place.
+            if path.is_dir():
+                raise ConfigError(
+                    f"--caption-length {length}: this SigLIP reads texts at place {most}; leave "
+                    "the flag out"
+                )
+            config = config.replace(text_config={"max_position_embeddings": length})
+        _check_end(tokenizer, config, length)
     return ImageStart(
         config,
         path if path.is_dir() else None,
@@ -121,13 +140,14 @@ def resolve_images(settings: PretrainImages) -> ImageStart:
         tuple(processor.image_mean),
         tuple(processor.image_std),
         length,
+        config.model_type != "siglip",
     )
 
 
 def _processor(path: Path, config: ModelConfig, size: int) -> ImageProcessor:
     """The directory's own, else that of the family's published models, for pictures of a size."""
     kind = config.model_type
-    if path.is_dir() and (path / "preprocessor_config.json").is_file():
+    if path.is_dir() and processor_files.read(path) is not None:
         processor = ImageProcessor.from_pretrained(path)
         if processor.output_size not in (None, (size, size)):
             own = ImageProcessor.for_model(kind, size)
@@ -159,9 +179,26 @@ def _tokenizer(settings: PretrainImages, home: Path | None) -> Tokenizer:
     if not settings.tokenizer and home is None:
         raise TokenizerError(
             f"--model {settings.model} has no tokenizer of its own; train one with `fmjax "
-            "tokenizer` and pass --tokenizer DIR"
+            "tokenizer --kind clip` and pass --tokenizer DIR"
         )
     return load_tokenizer(settings.tokenizer or home)
+
+
+def _check_end(tokenizer: Tokenizer, config: ModelConfig, length: int) -> None:
+    """CLIP reads a text at its end-of-text token, so texts must have one.
+
+    Raises:
+      TokenizerError: they have none, or its id is 2, which CLIP's files mean otherwise.
+    """
+    if config.model_type != "clip":
+        return
+    end = config.text_config.eos_token_id
+    ids = encode_batch(tokenizer, ["a"], None, length)[0].ids
+    if end == 2 or not ids or ids[-1] != end:
+        raise TokenizerError(
+            f"CLIP reads a text at its last token, id {end}, and this tokenizer ends a text with "
+            f"{list(ids[-1:])}; train one with `fmjax tokenizer --kind clip`"
+        )
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
