@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -34,6 +34,8 @@ class BatchStatistics:
     """
 
     objective: Any
+
+    undivided: ClassVar[str] = "which normalises each part by itself: another loss than the batch's"
 
     def __getattr__(self, name: str) -> Any:
         if name in _FORWARDED:

@@ -17,7 +17,7 @@ from fmjax.models.registry import build, get_family
 from fmjax.models.resnet.config import ResNetConfig
 from fmjax.nn.projection import WithHead
 from fmjax.nn.projection_mlp import ProjectionMLP
-from fmjax.objectives import DINO, BatchStatistics, SimCLR, with_batch_statistics
+from fmjax.objectives import DINO, Augmented, BatchStatistics, SimCLR, with_batch_statistics
 from fmjax.train import lars, make_step
 
 ATOL = 1e-5
@@ -109,8 +109,10 @@ def test_simclr_learns_with_lars_and_leaves_no_part_without_the_others():
     }
     objective = with_batch_statistics(SimCLR(), variables)
     assert not objective.decomposes
-    with pytest.raises(ConfigError, match="compares the examples of a whole batch"):
-        make_step(model, objective, lars(0.5), accumulate=2)
+    for given in (objective, Augmented(objective, lambda key, batch: batch)):
+        why = "SimCLR compares .* within BatchStatistics, which normalises each part by itself"
+        with pytest.raises(ConfigError, match=why):
+            make_step(model, given, lars(0.5), accumulate=2)
     step = make_step(model, objective, lars(0.5, trust_coefficient=0.02), clip_norm=None)
     state = step.init(variables, jax.random.key(1))
     losses = []
