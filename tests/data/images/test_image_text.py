@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmjax.core.errors import DataError
+from fmjax.core.errors import DataError, TokenizerError
 from fmjax.data import load_tokenizer
 from fmjax.data.images import (
     Examples,
@@ -24,6 +24,7 @@ from fmjax.data.images import (
     open_images,
 )
 from fmjax.data.images.labels import number_labels
+from fmjax.data.images.rows import Captions, Rows
 
 
 def png(level: int) -> bytes:
@@ -130,6 +131,37 @@ def test_one_of_several_captions_an_epoch(tokenizer) -> None:
         source, tokenizer, batch_size=2, image_size=4, max_length=3
     )
     assert next(iter(evaluation))["input_ids"][:, 1].tolist() == [5, 5]
+
+
+def test_a_bad_caption_among_several_is_never_drawn(tokenizer) -> None:
+    source = Examples([{"image": png(0), "caption": "", "captions": ("", "cat", None, "dog", 3)}])
+
+    def read(epochs: int) -> tuple[list[int], dict[str, int]]:
+        batches = image_text_batches(
+            source, tokenizer, batch_size=1, image_size=4, max_length=3, epochs=epochs
+        )
+        return [batch["input_ids"][0, 1].item() for batch in batches], batches.skipped
+
+    ids, skipped = read(12)
+    assert set(ids) == {5, 6} and skipped == {}
+    evaluation = image_text_eval_batches(
+        source, tokenizer, batch_size=1, image_size=4, max_length=3
+    )
+    assert next(iter(evaluation))["input_ids"][0, 1] == 5
+    # What only the tokenizer refuses has another one in its place.
+    rows = Rows(
+        source, 4, labels=False, captions=_Picky(tokenizer, 3), on_bad="error",
+        max_pixels=16 * 16, background=(0, 0, 0), replace=True, seed=0,
+    )  # fmt: skip
+    order = np.arange(1)
+    assert {int(rows.row(order, 0, epoch)["input_ids"][1]) for epoch in range(12)} == {6}
+
+
+class _Picky(Captions):
+    def row(self, caption):
+        if caption == "cat":
+            raise TokenizerError("no cats")
+        return super().row(caption)
 
 
 def test_a_length_without_room(tokenizer) -> None:
