@@ -42,6 +42,10 @@ class Captions:
             raise ImageError("no caption")
         if not isinstance(caption, str) or not caption.strip():
             raise ImageError("empty caption")
+        try:
+            caption.encode()
+        except UnicodeEncodeError as e:  # as JSON's "\ud83d" is without its other half
+            raise TokenizerError("half a character in the caption; repair its encoding") from e
         ids = encode(self.tokenizer, caption, max_length=self.max_length).ids
         return self._padded(ids)
 
