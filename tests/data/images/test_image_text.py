@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmjax.core.errors import DataError, TokenizerError
+from fmjax.core.errors import DataError
 from fmjax.data import load_tokenizer
 from fmjax.data.images import (
     Examples,
@@ -24,7 +24,6 @@ from fmjax.data.images import (
     open_images,
 )
 from fmjax.data.images.labels import number_labels
-from fmjax.data.images.rows import Captions, Rows
 
 
 def png(level: int) -> bytes:
@@ -95,7 +94,13 @@ def test_batches(tokenizer) -> None:
 
 @pytest.mark.parametrize(
     ("caption", "reason"),
-    [("", "empty caption"), ("  \n", "empty caption"), (None, "no caption"), (3, "empty caption")],
+    [
+        ("", "empty caption"),
+        ("  \n", "empty caption"),
+        (None, "no caption"),
+        (3, "empty caption"),
+        ("a \ud83d cat", "unusable caption"),
+    ],  # fmt: skip
 )
 def test_bad_captions_are_replaced_and_counted(tokenizer, caption, reason: str) -> None:
     source = captioned("a cat", caption, "dog")
@@ -149,19 +154,9 @@ def test_a_bad_caption_among_several_is_never_drawn(tokenizer) -> None:
     )
     assert next(iter(evaluation))["input_ids"][0, 1] == 5
     # What only the tokenizer refuses has another one in its place.
-    rows = Rows(
-        source, 4, labels=False, captions=_Picky(tokenizer, 3), on_bad="error",
-        max_pixels=16 * 16, background=(0, 0, 0), replace=True, seed=0,
-    )  # fmt: skip
-    order = np.arange(1)
-    assert {int(rows.row(order, 0, epoch)["input_ids"][1]) for epoch in range(12)} == {6}
-
-
-class _Picky(Captions):
-    def row(self, caption):
-        if caption == "cat":
-            raise TokenizerError("no cats")
-        return super().row(caption)
+    source = Examples([{"image": png(0), "captions": ("\ud83d", "dog", "red")}])
+    ids, skipped = read(12)
+    assert set(ids) == {6, 7} and skipped == {}
 
 
 def test_a_length_without_room(tokenizer) -> None:
@@ -366,5 +361,13 @@ def test_labels() -> None:
     assert number_labels(["1", "0"], ["cat", "dog"], "f") == ([1, 0], ("cat", "dog"))
     assert number_labels(["7", "3"], ["3", "7"], "f") == ([1, 0], ("3", "7"))
     assert number_labels([None], None, "f") == ([None], ())
+    # Identifiers are names.
+    huge = "9" * 5000
+    assert number_labels(["3000000000", "7"], None, "f") == ([0, 1], ("3000000000", "7"))
+    assert number_labels([huge, "7"], None, "f") == ([1, 0], ("7", huge))
+    assert number_labels([huge, "7"], ["7", huge], "f")[0] == [1, 0]
+    assert len(number_labels(["21841"], None, "f")[1]) == 21842
+    with pytest.raises(DataError, match='"3000000000" is none of the 2 classes'):
+        number_labels(["3000000000"], ["cat", "dog"], "f")
     with pytest.raises(DataError, match='f: the label "2" is none of the 2 classes .cat, dog.'):
         number_labels(["0", "2"], ["cat", "dog"], "f")
