@@ -25,7 +25,7 @@ def number_labels(
     """
     texts = [None if value is None else str(value).strip() for value in values]
     given = {text for text in texts if text}
-    most = max(_CLASSES, len(texts))
+    most = max(_CLASSES, len(texts), len(class_names or ()))
     # The length first: Python makes no number of thousands of digits.
     numbers = all(text.isdecimal() and len(text) < 19 and int(text) < most for text in given)
     if class_names is None:

@@ -367,6 +367,7 @@ def test_labels() -> None:
     assert number_labels([huge, "7"], None, "f") == ([1, 0], ("7", huge))
     assert number_labels([huge, "7"], ["7", huge], "f")[0] == [1, 0]
     assert len(number_labels(["21841"], None, "f")[1]) == 21842
+    assert number_labels(["200000"], ["x"] * 200_001, "f")[0] == [200_000]
     with pytest.raises(DataError, match='"3000000000" is none of the 2 classes'):
         number_labels(["3000000000"], ["cat", "dog"], "f")
     with pytest.raises(DataError, match='f: the label "2" is none of the 2 classes .cat, dog.'):
