@@ -1,6 +1,7 @@
 """Batches of pictures: what is in them, in which order, and what bad pictures do to them."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,17 @@ def test_folders(tmp_path: Path) -> None:
     flat = ImageFolder(folder(tmp_path / "flat", "b.png", "a.png"))
     assert [flat.group(i) for i in range(2)] == ["a.png", "b.png"]
     assert flat.class_names == () and "label" not in flat[0]
+
+
+def test_file_names_that_are_no_utf8(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9/%d.png" % i) for i in range(4)]
+    source = ImageFolder(folder(tmp_path, *names))
+    train, held_out = hash_split(source, 0.25)
+    assert (len(train), len(held_out)) == (3, 1)
+    batches = image_batches(source, batch_size=4, image_size=8)
+    assert sorted(levels(next(batches))) == [0, 1, 2, 3]
+    state = batches.get_state()
+    batches.set_state(state)
 
 
 def test_links_in_folders_are_followed_once(tmp_path: Path) -> None:
