@@ -79,6 +79,14 @@ def read_image(file: Path) -> np.ndarray:
     return decode_image(file)
 
 
+def plain(text: str) -> str:
+    """Text that is UTF-8: bytes of file names that are not become \\udc80 … \\udcff.
+
+    In JSON that is how such a name is written, and read again.
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 def pixel_batches(
     files: Sequence[Path],
     process: Callable[[np.ndarray], np.ndarray],
