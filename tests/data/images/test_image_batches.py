@@ -270,6 +270,10 @@ def test_class_names_of_another_set(tmp_path: Path) -> None:
     assert [source[i]["label"] for i in range(2)] == [1, 2]
     with pytest.raises(DataError, match='the class "emu" is none of cat, dog'):
         open_images(root, class_names=["cat", "dog"])
+    assert len(open_images("digits", class_names=[str(i) for i in range(10)])) == 1797
+    message = "digits has the classes 10 × 0, 1, 2, 3, 4, …, and not 3 × cat, dog, emu; give"
+    with pytest.raises(DataError, match=message):
+        open_images("digits", class_names=["cat", "dog", "emu"])
 
 
 def test_names() -> None:

@@ -346,6 +346,9 @@ def test_tfds(tfds_directory: Path) -> None:
         assert example == {
             "image": png(number), "label": number % 2, "caption": f"pet {number}"
         }  # fmt: skip
+    assert len(open_images(f"tfds:{tfds_directory}", class_names=["cat", "dog"])) == 6
+    with pytest.raises(DataError, match="the classes 2 × cat, dog, and not 2 × dog, cat"):
+        open_images(f"tfds:{tfds_directory}", class_names=["dog", "cat"])
     source = TfdsImages(tfds_directory, "train[:2]", caption_field="notes")
     assert len(source) == 2 and source[0]["caption"] == ""
     assert "train[:2], example 1" in source.name(1)
