@@ -75,7 +75,8 @@ class Rows:
       on_bad: "skip" or "error".
       max_pixels, background: see `decode_image`.
       replace: whether another example stands in for one that is skipped, rather than an empty row.
-      seed: which of several captions is taken in which epoch; None: always the first.
+      seed: which of several captions is taken in which epoch; None: always the first. Those that
+        cannot be used are passed over.
 
     Raises:
       DataError: no examples, or an argument out of range.

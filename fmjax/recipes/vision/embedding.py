@@ -38,4 +38,4 @@ def write_image_vectors(settings: EmbedImages) -> None:
         beside = settings.output.with_suffix(".txt")
         vector_files.replace(beside, lambda file: file.write(lines))
     report_unreadable(read.unreadable)
-    print(f"{settings.output}: {vectors.shape[0]:,} × {vectors.shape[1]:,}")
+    print(plain(f"{settings.output}: {vectors.shape[0]:,} × {vectors.shape[1]:,}"))

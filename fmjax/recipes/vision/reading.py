@@ -40,8 +40,8 @@ def find_images(places: Sequence[Path]) -> list[Path]:
     """Image files, by their suffixes, in the order of the places and of their paths; each once.
 
     Args:
-      places: files, and folders, which are searched to the bottom; hidden files and folders in them
-        are passed over.
+      places: files, and folders, which are searched to the bottom; hidden files and folders in
+        them, and links to folders, are passed over.
 
     Raises:
       DataError: nothing at a place, or no image.
