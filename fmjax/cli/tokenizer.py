@@ -15,10 +15,11 @@ class TrainTokenizer:
       data: Text to train on, one or several of: kjv, movie_reviews (their training splits), a
         .txt or .jsonl file, .gz or not, or a quoted glob of them; tfds:NAME; a TFDS directory.
       out: Directory to write.
-      vocab_size: Number of ids; at least 261 for bpe.
+      vocab_size: Number of ids; at least 261 for bpe, 514 for clip.
       kind: bpe, with byte fallback, for models that predict the next token; wordpiece, with [CLS],
         [SEP] and [MASK], for encoders; clip, of words in lower case, for CLIP's captions.
-      cased: Keep upper case and accents, which wordpiece drops otherwise; bpe always keeps them.
+      cased: Keep upper case and accents, which wordpiece drops otherwise; bpe always keeps them,
+        and clip has no upper case.
       text_field: Field of JSON lines and TFDS examples that holds the text.
       split_by: What is one document in a .txt file.
     """
@@ -32,10 +33,12 @@ class TrainTokenizer:
     split_by: Literal["document", "line", "file"] = "document"
 
     def run(self) -> None:
-        from fmjax.core.errors import DataError
+        from fmjax.core.errors import ConfigError, DataError
         from fmjax.data import train_clip_tokenizer, train_sentencepiece, train_wordpiece
         from fmjax.recipes.text import open_text, texts
 
+        if self.cased and self.kind == "clip":
+            raise ConfigError("--cased: --kind clip has words in lower case only; leave one out")
         if not self.data:
             raise DataError("--data names no text; give a file or a shipped corpus such as kjv")
         sources = [

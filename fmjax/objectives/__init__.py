@@ -19,6 +19,7 @@ from fmjax.objectives.router import (
     router_statistics,
     router_z_loss,
 )
+from fmjax.objectives.self_distillation import LAST_LAYER
 from fmjax.objectives.sigmoid import SigmoidImageText, siglip_loss
 from fmjax.objectives.simclr import SimCLR, nt_xent_loss
 from fmjax.objectives.spans import QuestionAnswering
@@ -33,6 +34,7 @@ __all__ = [
     "DINOv2",
     "DPO",
     "ImageClassification",
+    "LAST_LAYER",
     "MaskedAutoencoding",
     "MaskedLM",
     "Pretraining",

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -23,15 +23,19 @@ class BatchStatistics:
 
     In training the new running statistics are handed on in `extra` and, after the update, put in
     the place of the old ones among the trained parameters, where evaluations, checkpoints and
-    exports find them; statistics that the step is told to freeze stay as they are. Microbatches are
-    normalised each by itself, as everywhere. A contrastive loss is therefore not embedded in parts:
-    that would be another function of the batch.
+    exports find them; statistics that the step is told to freeze stay as they are. A pass without
+    `rngs`, such as a teacher's, evaluates: it runs on the statistics among its own variables, of a
+    teacher the averaged ones. Microbatches are normalised each by itself, as everywhere. A
+    contrastive loss is therefore not embedded in parts: that would be another function of the
+    batch.
 
     Attributes:
       objective: the loss itself.
     """
 
     objective: Any
+
+    undivided: ClassVar[str] = "which normalises each part by itself: another loss than the batch's"
 
     def __getattr__(self, name: str) -> Any:
         if name in _FORWARDED:
@@ -58,7 +62,7 @@ class BatchStatistics:
 
         def applied(variables: Any, **inputs: Any) -> Any:
             nonlocal statistics
-            if rng is None:
+            if "rngs" not in inputs:
                 return apply(variables, **inputs)
             variables = _put(variables, statistics)
             output, new = apply(variables, mutable=[COLLECTION], **inputs)

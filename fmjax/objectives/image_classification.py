@@ -124,7 +124,7 @@ def soft_cross_entropy(
 def ranked_above(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """How many other classes are no worse than the true one: float [B, N], i32 [B] → i32 [B].
 
-    A tie counts against it.
+    A tie counts against it, and so does a logit that is not a number.
     """
     score = picked(logits, labels)[..., None]
-    return jnp.sum(logits.astype(jnp.float32) >= score, -1) - 1
+    return jnp.sum(~(logits.astype(jnp.float32) < score), -1) - 1

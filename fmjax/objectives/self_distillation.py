@@ -35,7 +35,9 @@ class SelfDistillation(OverExamples):
         (`fmjax.train.schedules.ramp`).
       teacher_momentum: of the average, or its schedule (`fmjax.train.schedules.cosine`).
       center_momentum: of the average of the teacher's logits that is subtracted from them.
-      freeze_last_layer: steps at the start in which the prototypes do not learn: an epoch's.
+      freeze_last_layer: steps at the start in which the prototypes do not learn: an epoch's. Here
+        their gradient is stopped; what else an optimizer does to them (weight decay, moments that
+        count these steps) stops by `fmjax.train.held(…, LAST_LAYER, steps)`.
 
     Raises:
       ConfigError: a temperature that is not positive, or a momentum outside [0, 1].

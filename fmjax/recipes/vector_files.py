@@ -18,6 +18,16 @@ def check_suffix(path: Path) -> None:
         raise ConfigError(f"--output {path}: end the name in {' or '.join(SUFFIXES)}")
 
 
+def check_place(option: str, path: Path | None) -> None:
+    """Raises ConfigError where no file can come to be, before anything is computed for it."""
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no such directory; make it first")
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a directory; name a file in it")
+
+
 def write_vectors(path: Path, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
     """Writes vectors f32 [N, D]: alone as .npy, beside the fields of their N rows as .parquet.
 

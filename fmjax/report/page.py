@@ -102,12 +102,15 @@ def columns(*parts: str) -> str:
 
 
 def write(path: str | Path, html: str) -> None:
-    """Writes a page in one moment, so that a reader never sees half of it."""
+    """Writes a page in one moment, so that a reader never sees half of it.
+
+    Bytes of file names that are no UTF-8 are shown as \\udc80 … \\udcff.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".incomplete-")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(html)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)

@@ -8,6 +8,7 @@ from fmjax.train.early_stopping import EarlyStopping
 from fmjax.train.ema import averaged, ema_params, with_ema
 from fmjax.train.evaluate import evaluate
 from fmjax.train.flops import matmul_params, train_flops_per_token
+from fmjax.train.held import held
 from fmjax.train.lars import lars
 from fmjax.train.layerwise import freeze_layers, layerwise_decay
 from fmjax.train.loggers import JsonlLogger, Logger, TensorBoardLogger
@@ -41,6 +42,7 @@ __all__ = [
     "fit",
     "freeze",
     "freeze_layers",
+    "held",
     "lars",
     "layerwise_decay",
     "lora_plus",

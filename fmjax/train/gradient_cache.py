@@ -7,6 +7,7 @@ gradient into the parameters. The update is that of the whole batch, for the act
 and one more forward pass.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,12 +15,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fmjax.core.errors import ConfigError
 from fmjax.train.gradients import in_parts
 
 
 def can_cache(objective: Any) -> bool:
     """Whether an objective is `embed` and `compare`."""
     return hasattr(objective, "embed") and hasattr(objective, "compare")
+
+
+def check_parts(objective: Any, parts: int) -> None:
+    """Raises ConfigError where a batch of the objective cannot come in so many parts."""
+    if parts == 1 or getattr(objective, "decomposes", True) or can_cache(objective):
+        return
+    nested = [objective]
+    while hasattr(nested[-1], "objective"):
+        nested.append(nested[-1].objective)
+    # Parts may be kept from an objective that could embed them by what is put around it.
+    around = [x for x, own in itertools.pairwise(nested) if can_cache(own) and not can_cache(x)]
+    why = ""
+    if around:
+        reason = getattr(around[0], "undivided", "which does not embed it in parts")
+        why = f" within {type(around[0]).__name__}, {reason}"
+    raise ConfigError(
+        f"{type(nested[-1]).__name__} compares the examples of a whole batch and cannot be "
+        f"accumulated{why}; use accumulate=1 (got {parts})"
+    )
 
 
 def loss_in_parts(

@@ -79,6 +79,14 @@ def ramp(start: float, end: float, steps: int) -> optax.Schedule:
     return lambda step: start + (end - start) * jnp.clip(step / steps, 0, 1)
 
 
+def later(value: optax.ScalarOrSchedule, start: int) -> optax.ScalarOrSchedule:
+    """The schedule from update `start` on, for what counts its updates from there.
+
+    A number stays as it is.
+    """
+    return (lambda step: value(step + start)) if callable(value) else value
+
+
 def _after_warmup(peak: float, warmup: int, rest: optax.Schedule) -> optax.Schedule:
     if not warmup:
         return rest

@@ -15,7 +15,7 @@ from fmjax.core.errors import ConfigError
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.train import offload as offloading
 from fmjax.train.donation import check_donation
-from fmjax.train.gradient_cache import can_cache, loss_in_parts
+from fmjax.train.gradient_cache import check_parts, loss_in_parts
 from fmjax.train.gradients import global_norm, summed_gradients
 from fmjax.train.placement import (
     inherited_shardings,
@@ -38,7 +38,8 @@ class Objective(Protocol):
     `unit`, "tokens" unless it says "examples": what the speed of a run is measured in;
     `project(trained, extra) → trained`, applied to the trained variables after each update, such
     as a bound on one of them; and, if it does not decompose, `embed` and `compare`, see
-    `fmjax.train.gradient_cache`.
+    `fmjax.train.gradient_cache`. One put around another names it `objective`; if the other's batch
+    cannot come in parts within it, `undivided` says why.
     """
 
     def init(self, variables: Any) -> Any: ...
@@ -346,12 +347,7 @@ def make_step(
         raise ConfigError(f"accumulate is {accumulate}; it must be at least 1")
     if clip_norm is not None and clip_norm <= 0:
         raise ConfigError(f"clip_norm is {clip_norm}; it must be positive, or None")
-    whole = not getattr(objective, "decomposes", True)
-    if accumulate > 1 and whole and not can_cache(objective):
-        raise ConfigError(
-            f"{type(objective).__name__} compares the examples of a whole batch and cannot be "
-            f"accumulated; use accumulate=1 (got {accumulate})"
-        )
+    check_parts(objective, accumulate)
     offloading.check(offload, mesh)
     return Step(
         getattr(model, "apply", model),

@@ -130,6 +130,20 @@ def test_tokenizer(text, tmp_path, capsys):
     assert fmjax.load_tokenizer(tmp_path / "t").vocab_size == 330
 
 
+def test_tokenizer_of_clip(text, tmp_path, capsys, fails):
+    line = ["tokenizer", "--kind", "clip", "--data", text, "--out", tmp_path / "t"]
+    fails([*line, "--cased"], "--cased: --kind clip has words in lower case only")
+    fails([*line, "--vocab-size", 513], "513 is too small", "514")
+    assert not (tmp_path / "t").exists()
+    assert main([str(a) for a in [*line, "--vocab-size", 520]]) == 0
+    assert "520 ids" in capsys.readouterr().out
+    tokenizer = fmjax.load_tokenizer(tmp_path / "t")
+    assert tokenizer.vocab_size == 520
+    ids = tokenizer.encode("The Day")
+    assert ids == tokenizer.encode("the day")
+    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id) == (518, 519)
+
+
 def test_train_exports_and_goes_on(train_args, tmp_path, capsys):
     run = tmp_path / "run"
     assert main([*train_args, "--mesh", "fsdp=2,tensor=1"]) == 0

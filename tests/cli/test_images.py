@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from fmjax.cli.main import main
 from fmjax.data.images import ImageProcessor
 from fmjax.evals.zero_shot import TEMPLATES
 from fmjax.models.vit.config import ViTConfig
+from fmjax.recipes.vision.classifying import _rows
 
 SIZES = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
 WORDS = "a photo of red green blue square the picture drawing".split()
@@ -145,6 +148,36 @@ def test_embed(clip, vit, pictures, names, reference, tmp_path, capsys):
     assert (tmp_path / "vectors.txt").read_text().splitlines() == list(files)
 
 
+def test_file_names_that_are_no_utf8(vit, names, tmp_path, capsys):
+    """JSON and .txt give back the very name; tables and pages show its bytes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    file = folder / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(names[0], file)
+    model = ["--model", vit, "--images", folder, "--batch-size", 8]
+    out = [tmp_path / name for name in ("a.jsonl", "a.html", "a.npy", "a.parquet", "b.html")]
+    run("classify", *model, "--output", out[0], "--html", out[1])
+    assert json.loads(out[0].read_text(encoding="utf-8"))["image"] == str(file)
+    run("embed", *model, "--output", out[2])
+    assert (tmp_path / "a.txt").read_bytes() == os.fsencode(file) + b"\n"
+    run("embed", *model, "--output", out[3])
+    assert pyarrow.parquet.read_table(out[3])["image"].to_pylist() == [f"{folder}/caf\\udce9.png"]
+    capsys.readouterr()
+    run("retrieve", *model, "--image", names[0], "--json", "--html", out[4])
+    assert json.loads(capsys.readouterr().out)["image"] == str(file)
+    run("retrieve", *model, "--image", file, names[0])
+    assert f"{folder}/caf\\udce9.png\n" in capsys.readouterr().out
+    assert all(r"caf\udce9.png" in page.read_text() for page in (out[1], out[4]))
+
+
+def test_two_classes_of_one_name():
+    files, shares = [Path("0.png"), Path("1.png")], np.array([[0.5, 0.2, 0.3], [0.1, 0.2, 0.7]])
+    first, second = _rows(["crane", "dog", "crane"], files, shares, 3)
+    assert (first["label"], first["score"]) == ("crane", 0.5)
+    assert first["scores"] == {"crane": 0.5, "dog": 0.2}
+    assert second["score"] == 0.7 and second["scores"] == {"crane": 0.7, "dog": 0.2}
+
+
 def test_classify_by_labels(clip, pictures, names, reference, tmp_path, capsys):
     labels, out, page = ("red", "blue"), tmp_path / "out.jsonl", tmp_path / "page.html"
     run("classify", "--model", clip, "--images", pictures, "--labels", *labels, "--measure",
@@ -237,6 +270,14 @@ def test_errors(clip, vit, pictures, names, model_dir, tmp_path, fails):
     fails([*label, model_dir], "llama does not see images")
     fails(["classify", "--images", names[0], "--model", clip, "--labels", "red", "green",
            "--measure"], "lies in a folder 'blue'")  # fmt: skip
+    nowhere, missing = tmp_path / "nodir" / "x.npy", "nodir/x.npy: there is no such directory"
+    fails([*label, "no model", "--html", nowhere], "--html", missing)
+    fails([*label, "no model", "--output", nowhere], "--output", missing)
+    fails([*label, "no model", "--output", tmp_path], "--output", "is a directory")
+    fails(["retrieve", "--model", "no", "--images", pictures, "--text", "a", "--html", nowhere],
+          "--html", missing)  # fmt: skip
+    fails(["embed", "--model", "no", "--images", pictures, "--output", nowhere],
+          "--output", missing)  # fmt: skip
     embed = ["embed", "--model", clip, "--output"]
     fails([*embed, tmp_path / "x.txt", "--images", pictures], "end the name in .npy or .parquet")
     fails([*embed, tmp_path / "x.npy", "--images", "no"], "no: no such file or folder")

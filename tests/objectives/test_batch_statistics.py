@@ -1,5 +1,7 @@
 """Running statistics through whole steps: as torch's training loop leaves them."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from fmjax.models.registry import build, get_family
 from fmjax.models.resnet.config import ResNetConfig
 from fmjax.nn.projection import WithHead
 from fmjax.nn.projection_mlp import ProjectionMLP
-from fmjax.objectives import BatchStatistics, SimCLR, with_batch_statistics
+from fmjax.objectives import DINO, Augmented, BatchStatistics, SimCLR, with_batch_statistics
 from fmjax.train import lars, make_step
 
 ATOL = 1e-5
@@ -107,8 +109,10 @@ def test_simclr_learns_with_lars_and_leaves_no_part_without_the_others():
     }
     objective = with_batch_statistics(SimCLR(), variables)
     assert not objective.decomposes
-    with pytest.raises(ConfigError, match="compares the examples of a whole batch"):
-        make_step(model, objective, lars(0.5), accumulate=2)
+    for given in (objective, Augmented(objective, lambda key, batch: batch)):
+        why = "SimCLR compares .* within BatchStatistics, which normalises each part by itself"
+        with pytest.raises(ConfigError, match=why):
+            make_step(model, given, lars(0.5), accumulate=2)
     step = make_step(model, objective, lars(0.5, trust_coefficient=0.02), clip_norm=None)
     state = step.init(variables, jax.random.key(1))
     losses = []
@@ -118,3 +122,32 @@ def test_simclr_learns_with_lars_and_leaves_no_part_without_the_others():
     assert losses[-1] < losses[0] - 0.3, losses
     assert state.variables["params"]["head"]["norm_0"]["num_batches_tracked"] == 12
     assert with_batch_statistics(SimCLR(), {"params": {"w": 1}}) == SimCLR()
+
+
+def test_a_teacher_runs_on_averaged_statistics():
+    evaluated = []
+
+    def apply(variables, pixel_values, rngs=None, mutable=()):
+        mean = variables["params"]["running_mean"]
+        kernel = variables["params"]["head"]["last_layer"]["kernel"]
+        x = jnp.mean(pixel_values, (1, 2))
+        if rngs is None:
+            assert not mutable
+            evaluated.append(mean)
+            return types.SimpleNamespace(image_embeds=(x - mean) @ kernel)
+        batch = jnp.mean(x, 0)
+        output = types.SimpleNamespace(image_embeds=(x - batch) @ kernel)
+        return output, {"batch_stats": {"running_mean": 0.5 * (mean + batch)}}
+
+    kernel = jax.random.normal(jax.random.key(0), (3, 4))
+    params = {"running_mean": jnp.zeros(3), "head": {"last_layer": {"kernel": kernel}}}
+    objective = BatchStatistics(DINO(teacher_momentum=0.75))
+    extra, teacher = objective.init({"params": params}), np.zeros(3)
+    for step, batch in enumerate(np.random.RandomState(4).rand(3, 2, 2, 4, 4, 3)):
+        batch = {"pixel_values": jnp.asarray(batch, jnp.float32)}
+        teacher = 0.75 * teacher + 0.25 * params["running_mean"]
+        key = jax.random.key(step)
+        *_, extra = objective.loss(apply, {"params": params}, extra, batch, key)
+        np.testing.assert_allclose(evaluated[-1], teacher, rtol=1e-6)
+        params = objective.project({"params": params}, extra)["params"]
+    assert len(evaluated) == 3 and np.abs(teacher).min() > 0

@@ -26,7 +26,7 @@ import fmjax
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.nn.param import abstract
 from fmjax.nn.projection import ProjectionHead, WithHead
-from fmjax.objectives import DINO
+from fmjax.objectives import DINO, Augmented
 from fmjax.train import make_step, schedules
 
 
@@ -227,5 +227,6 @@ def test_bad_models_and_batches_are_named():
         DataError, match=r"pixel_values is of shape .2, 4, 4, 3.; it must be \[B, V"
     ):
         loss(pixel_values=np.zeros((2, 4, 4, 3), np.float32))
-    with pytest.raises(ConfigError, match="DINO compares the examples of a whole batch"):
-        make_step(model(), DINO(), optax.sgd(0.1), accumulate=2)
+    for objective in (DINO(), Augmented(DINO(), lambda key, batch: batch)):
+        with pytest.raises(ConfigError, match="DINO compares .* accumulated; use accumulate=1"):
+            make_step(model(), objective, optax.sgd(0.1), accumulate=2)

@@ -76,6 +76,18 @@ def test_rows_of_weight_zero_do_not_count(case):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=ATOL), weighted, alone)
 
 
+def test_what_is_not_a_number_is_not_accurate(case):
+    params, images, shares = case
+    images = images.copy()
+    images[:3] = np.nan
+    for labels in (shares, shares.argmax(1).astype(np.int32)):
+        batch = {"pixel_values": images, "labels": labels}
+        wanted = value(ImageClassification(), params, {k: x[3:] for k, x in batch.items()})[0][1]
+        metrics = value(ImageClassification(), params, batch)[0][1]
+        for name in ("accuracy", "top5_accuracy"):
+            np.testing.assert_allclose(metrics[name], wanted[name] / 2, rtol=ATOL)
+
+
 def darken(key, batch):
     factor = jax.random.uniform(key, batch["image"].shape[:1])
     return {"pixel_values": factor[:, None, None, None] * batch["image"], "labels": batch["labels"]}

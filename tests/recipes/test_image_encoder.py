@@ -10,8 +10,10 @@ import transformers
 from PIL import Image
 
 from fmjax.core.errors import ConfigError
+from fmjax.data.images import ImageProcessor
 from fmjax.nn.attention_maps import attention_maps
 from fmjax.recipes.vision.encoder import image_vectors, open_encoder, token_rows
+from fmjax.recipes.vision.reading import Read, pixel_batches
 
 SIZES = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
 VISION = SIZES | dict(image_size=8, patch_size=4)
@@ -52,6 +54,16 @@ def compare(encoder, files, expected, pooling=""):
 def pixels(encoder, files):
     images = [encoder.processor.pixels(np.asarray(Image.open(file))) for file in files]
     return torch.tensor(np.stack(images).transpose(0, 3, 1, 2))
+
+
+def test_a_line_is_left_out(files, tmp_path):
+    """Its shorter side resized, it would have a thousand million pixels."""
+    line = tmp_path / "line.png"
+    Image.new("L", (1, 20_000)).save(line)
+    read, processor = Read(), ImageProcessor.for_model("clip")
+    (batch,) = pixel_batches([files[0], line, files[1]], processor.pixels, 2, read)
+    assert batch["pixel_values"].shape == (2, 224, 224, 3) and read.numbers == [0, 2]
+    assert read.unreadable[line].startswith("too many pixels (1 × 20000 with the shorter side")
 
 
 @torch.no_grad()

@@ -55,6 +55,19 @@ def test_only_new_and_changed_files_are_read(folder, bring_up_to_date):
     assert len(bring_up_to_date(index, "another model")[2]) == 4
 
 
+def test_a_link_to_nothing_is_unreadable(folder, bring_up_to_date):
+    index = bring_up_to_date(None)[0]
+    (folder / "deep" / "c.png").unlink()
+    for name in ("deep/c.png", "new.png"):
+        (folder / name).symlink_to(folder / "nowhere.png")
+    index, changes, seen = bring_up_to_date(index)
+    assert index.names == ("a.png", "b.png") and seen == ["bad.png"]
+    assert (changes.kept, changes.removed) == (2, 1)
+    links = [folder / "deep" / "c.png", folder / "new.png"]
+    assert [changes.unreadable[link] for link in links] == ["no such file"] * 2
+    assert changes.unreadable[folder / "bad.png"] == "broken"
+
+
 def test_files(folder, bring_up_to_date, tmp_path):
     path = tmp_path / "new" / "index.npz"
     assert read_index(path) == (None, "there is none yet")
@@ -77,5 +90,7 @@ def test_models_are_told_apart(tmp_path):
     assert first == model_fingerprint(tmp_path, "float32") != model_fingerprint(tmp_path, "bf16")
     (tmp_path / "preprocessor_config.json").write_text("{}")
     second = model_fingerprint(tmp_path, "float32")
+    (tmp_path / "processor_config.json").write_text("{ }")
+    third = model_fingerprint(tmp_path, "float32")
     os.utime(tmp_path / "model.safetensors", ns=(1, 1))
-    assert len({first, second, model_fingerprint(tmp_path, "float32")}) == 3
+    assert len({first, second, third, model_fingerprint(tmp_path, "float32")}) == 4

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.data.augment.boxes import center_crop
 from fmjax.data.augment.masks import block_masks
-from fmjax.data.augment.mixing import check_mixing, mix, soft_labels
+from fmjax.data.augment.mixing import check_mixing, labelled, mix, soft_labels
 from fmjax.data.augment.resample import Method, check_method
 from fmjax.data.augment.view import (
     IMAGENET_MEAN,
@@ -64,6 +64,9 @@ class CenterCrop:
 class OneView:
     """`pixel_values` f32 [B, size, size, C]; with mixing also soft `labels` f32 [B, classes].
 
+    With mixing, rows without a label (−100) get `example_weight` 0, and neither they nor other rows
+    of weight 0 are mixed into others.
+
     Attributes:
       view: what is done to each image.
       mixup, cutmix: parameters of the Beta distributions, see `fmjax.data.augment.mix`; 0 is off.
@@ -90,9 +93,11 @@ class OneView:
             if "labels" not in rest:
                 raise DataError("mixup and cutmix mix labels, and the batch has none")
             labels = soft_labels(rest["labels"], self.classes)
+            # Shares cannot say that there is no label.
+            weight = labelled(rest["labels"]) * rest.get("example_weight", jnp.float32(1))
             # Linear as both are, they may follow the normalisation.
-            x, labels = mix(mixing, x, labels, self.mixup, self.cutmix)
-            rest["labels"] = labels
+            x, labels = mix(mixing, x, labels, self.mixup, self.cutmix, weight != 0)
+            rest |= {"labels": labels, "example_weight": weight}
         return {**rest, "pixel_values": on_batch(x)}
 
 

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.data.augment.color import per_image
 
+IGNORED = -100  # the label of an image that has none
+
 
 def soft_labels(labels: jax.Array, classes: int) -> jax.Array:
     """i32 [B] → f32 [B, N] of 0 and 1; f32 [B, N] stays as it is.
@@ -21,6 +23,13 @@ def soft_labels(labels: jax.Array, classes: int) -> jax.Array:
         f"labels are {labels.dtype} of shape {labels.shape}; mixing needs class numbers [B], or "
         f"shares of {classes} classes [B, {classes}]"
     )
+
+
+def labelled(labels: jax.Array) -> jax.Array:
+    """Which rows have a label: i32 [B], −100 for none, or f32 [B, N] → bool [B]."""
+    if labels.ndim == 1:
+        return labels != IGNORED
+    return jnp.ones(labels.shape[0], bool)
 
 
 def mixup(x: jax.Array, labels: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -81,6 +90,7 @@ def mix(
     labels: jax.Array,
     mixup_alpha: float = 0.8,
     cutmix_alpha: float = 1.0,
+    counted: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """One of the two for each row, evenly; with one parameter 0, always the other.
 
@@ -89,16 +99,21 @@ def mix(
       x: f32 [B, H, W, C].
       labels: f32 [B, N].
       mixup_alpha, cutmix_alpha: a row's own share is drawn from Beta(alpha, alpha); not both 0.
+      counted: bool [B]; a row after one that does not count, because it fills the batch or has no
+        label, stays as it is. None is all.
     """
     B = x.shape[0]
+
+    def share(key: jax.Array, alpha: float) -> jax.Array:
+        drawn = jax.random.beta(key, alpha, alpha, (B,))
+        return drawn if counted is None else jnp.where(jnp.roll(counted, 1), drawn, 1.0)
+
     keys = jax.random.split(key, 4)
     results = []
     if mixup_alpha:
-        share = jax.random.beta(keys[0], mixup_alpha, mixup_alpha, (B,))
-        results.append(mixup(x, labels, share))
+        results.append(mixup(x, labels, share(keys[0], mixup_alpha)))
     if cutmix_alpha:
-        share = jax.random.beta(keys[1], cutmix_alpha, cutmix_alpha, (B,))
-        results.append(cutmix(keys[2], x, labels, share))
+        results.append(cutmix(keys[2], x, labels, share(keys[1], cutmix_alpha)))
     if len(results) == 1:
         return results[0]
     first = jax.random.bernoulli(keys[3], 0.5, (B,))

@@ -179,10 +179,11 @@ def image_text_batches(
         with its padding token, else its EOS.
       max_length: T. A longer caption is cut, its last special token kept.
       attention_mask: False leaves the mask out (SigLIP was trained to attend to padding).
-      seed: also of the choice of a caption, anew each epoch, where an example has several.
+      seed: also of the choice of a caption, anew each epoch, where an example has several that
+        can be used.
 
     Raises:
-      DataError: as `image_batches`; an example without a caption is a bad one.
+      DataError: as `image_batches`; an example without any caption that can be used is bad.
     """
     options = dict(locals())
     captions = Captions(*(options.pop(k) for k in ("tokenizer", "max_length", "attention_mask")))
@@ -253,7 +254,7 @@ def image_text_eval_batches(
     workers: int | None = None,
     prefetch: int = 4,
 ) -> ImageEvalBatches:
-    """Evaluation batches with the first caption of every example.
+    """Evaluation batches with the first caption that can be used of every example.
 
     Arguments and errors as in `image_text_batches`, rows as in `ImageEvalBatches`.
     """

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 
 from fmjax.data.images.rows import Rows
-from fmjax.data.images.sources import ImageSource
+from fmjax.data.images.sources import ANY_NAME, ImageSource
 from fmjax.data.loader import Batch, TextBatches
 
 Share = tuple[int, int]
@@ -104,7 +104,7 @@ class ImageEvalBatches:
 
 def checksum(source: ImageSource) -> int:
     """Of what its examples are called and in which order: another set is not resumed by mistake."""
-    total = zlib.crc32("\n".join(source.class_names).encode())
+    total = zlib.crc32("\n".join(source.class_names).encode(errors=ANY_NAME))
     for i in range(len(source)):
-        total = zlib.crc32(source.group(i).encode() + b"\n", total)
+        total = zlib.crc32(source.group(i).encode(errors=ANY_NAME) + b"\n", total)
     return total

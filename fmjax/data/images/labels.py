@@ -5,6 +5,8 @@ from typing import Any
 
 from fmjax.core.errors import DataError
 
+_CLASSES = 100_000  # or as many as there are examples: larger numbers are names
+
 
 def number_labels(
     values: Sequence[Any], class_names: Sequence[str] | None, where: str
@@ -12,8 +14,9 @@ def number_labels(
     """Numbers and class names.
 
     Args:
-      values: of each example; None or "" for none. Numbers are classes as they are; where one of
-        them is anything else, all are names, numbered in the order of the sorted names.
+      values: of each example; None or "" for none. Numbers are classes as they are. Where one of
+        them is anything else, or so large that it must be an identifier (at least 100,000, and at
+        least the number of examples), all are names, numbered in the order of the sorted names.
       class_names: in this order, in place of what the values say.
       where: what errors call the file.
 
@@ -22,7 +25,9 @@ def number_labels(
     """
     texts = [None if value is None else str(value).strip() for value in values]
     given = {text for text in texts if text}
-    numbers = all(text.isdecimal() for text in given)
+    most = max(_CLASSES, len(texts), len(class_names or ()))
+    # The length first: Python makes no number of thousands of digits.
+    numbers = all(text.isdecimal() and len(text) < 19 and int(text) < most for text in given)
     if class_names is None:
         if not given:
             return [None] * len(texts), ()

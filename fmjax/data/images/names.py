@@ -35,13 +35,14 @@ def open_images(
       split: "train", "validation" or "all". What has no splits of its own is split by a hash of
         its examples' names.
       held_out: the part of such a set that is the validation split.
-      class_names: of files: the classes, in order, for instance those of the training set.
+      class_names: the classes, in order, for instance those of the training set. Files are
+        numbered by them; other sets must have the very same.
 
     Returns:
       A source; its `class_names` are empty where there are no labels.
 
     Raises:
-      DataError: nothing has this name, it cannot be read, or a bad split.
+      DataError: nothing has this name, it cannot be read, a bad split, or other classes.
     """
     name, _, ending = str(spec).rpartition(":")
     if name and ending in SPLITS:
@@ -49,6 +50,12 @@ def open_images(
     if split not in SPLITS:
         raise DataError(f'no split "{split}" of {spec}; there are {", ".join(SPLITS)}')
     source, divided = _open(str(spec), split, class_names)
+    own = source.class_names
+    if class_names is not None and own and tuple(class_names) != own:
+        raise DataError(
+            f"{spec} has the classes {_few(own)}, and not {_few(class_names)}; give a set with the "
+            "same classes in the same order, or leave class_names out"
+        )
     if divided or split == "all":
         return source
     train, validation = hash_split(source, held_out)
@@ -58,6 +65,10 @@ def open_images(
 def has_splits(spec: str | Path) -> bool:
     """Whether a set has a training split of its own; errors as `open_images`."""
     return _open(str(spec), "train", None)[1]
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{len(names)} × {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
 def _open(spec: str, split: str, class_names: Sequence[str] | None) -> tuple[ImageSource, bool]:

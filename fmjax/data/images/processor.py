@@ -16,7 +16,7 @@ from PIL import Image
 
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.data.images import processor_files as files
-from fmjax.data.images.decode import MAX_PIXELS, Picture, decode_image
+from fmjax.data.images.decode import MAX_PIXELS, ImageError, Picture, decode_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +52,20 @@ class ImageProcessor:
     ) -> dict[str, np.ndarray]:
         """`{"pixel_values": f32[B, H, W, 3]}` of one picture or several; see `decode_image`.
 
+        `max_pixels` holds for a picture as it is, and once more when its shorter side is resized.
+
         Raises:
-          ImageError: a picture that cannot be decoded.
+          ImageError: a picture that cannot be decoded, or has too many pixels.
           DataError: no pictures, or sizes that differ after processing.
         """
         if isinstance(pictures, (bytes, bytearray, memoryview, str, Path, Image.Image)):
             pictures = [pictures]
         elif isinstance(pictures, np.ndarray) and pictures.ndim < 4:
             pictures = [pictures]
-        rows = [self.pixels(decode_image(picture, max_pixels=max_pixels)) for picture in pictures]
+        rows = [
+            self.pixels(decode_image(picture, max_pixels=max_pixels), max_pixels=max_pixels)
+            for picture in pictures
+        ]
         if not rows:
             raise DataError("no pictures to process; give at least one")
         if len({row.shape for row in rows}) > 1:
@@ -71,9 +76,14 @@ class ImageProcessor:
             )
         return {"pixel_values": np.stack(rows)}
 
-    def pixels(self, picture_HWC: np.ndarray) -> np.ndarray:
-        """f32[H, W, 3] of one decoded picture u8[h, w, 3]."""
-        picture = self._resized(picture_HWC)
+    def pixels(self, picture_HWC: np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """f32[H, W, 3] of one decoded picture u8[h, w, 3].
+
+        Raises:
+          ImageError: a picture so narrow that it has more than `max_pixels` when its shorter side
+            is resized.
+        """
+        picture = self._resized(picture_HWC, max_pixels)
         if self.crop_size is not None:
             picture = _center_crop(picture, *self.crop_size)
         table = self._table
@@ -91,18 +101,18 @@ class ImageProcessor:
         mean, std = (np.array(x, np.float32)[:, None] for x in (self.image_mean, self.image_std))
         return (values - mean) / std
 
-    def _resized(self, picture: np.ndarray) -> np.ndarray:
+    def _resized(self, picture: np.ndarray, max_pixels: int) -> np.ndarray:
         if self.size is None:
             return picture
         if self.kind == "ConvNext":
             side = self.size
             if side >= 384:
                 return _resize(picture, (side, side), self.resample)
-            picture = _resize(
-                picture, _by_shorter(picture, int(side / self.crop_pct)), self.resample
-            )
-            return _center_crop(picture, side, side)
-        size = self.size if isinstance(self.size, tuple) else _by_shorter(picture, self.size)
+            size = _by_shorter(picture, int(side / self.crop_pct), max_pixels)
+            return _center_crop(_resize(picture, size, self.resample), side, side)
+        size = self.size
+        if not isinstance(size, tuple):
+            size = _by_shorter(picture, size, max_pixels)
         return _resize(picture, size, self.resample)
 
     @property
@@ -176,9 +186,15 @@ class ImageProcessor:
         files.write(Path(directory), self.to_hf())
 
 
-def _by_shorter(picture: np.ndarray, side: int) -> tuple[int, int]:
+def _by_shorter(picture: np.ndarray, side: int, max_pixels: int) -> tuple[int, int]:
     height, width = picture.shape[:2]
     longer = int(side * max(height, width) / min(height, width))
+    if side * longer > max_pixels:  # a line of 20,000 pixels would take gigabytes
+        raise ImageError(
+            "too many pixels",
+            f"{width} × {height} with the shorter side resized to {side}, the limit is "
+            f"{max_pixels}",
+        )
     return (longer, side) if width <= height else (side, longer)
 
 

@@ -42,6 +42,10 @@ class Captions:
             raise ImageError("no caption")
         if not isinstance(caption, str) or not caption.strip():
             raise ImageError("empty caption")
+        try:
+            caption.encode()
+        except UnicodeEncodeError as e:  # as JSON's "\ud83d" is without its other half
+            raise TokenizerError("half a character in the caption; repair its encoding") from e
         ids = encode(self.tokenizer, caption, max_length=self.max_length).ids
         return self._padded(ids)
 
@@ -71,7 +75,8 @@ class Rows:
       on_bad: "skip" or "error".
       max_pixels, background: see `decode_image`.
       replace: whether another example stands in for one that is skipped, rather than an empty row.
-      seed: which of several captions is taken in which epoch; None: always the first.
+      seed: which of several captions is taken in which epoch; None: always the first. Those that
+        cannot be used are passed over.
 
     Raises:
       DataError: no examples, or an argument out of range.
@@ -167,11 +172,7 @@ class Rows:
         if self._labels:
             extra["labels"] = self._label(example)
         if self._captions is not None:
-            caption = self._caption(example, index, epoch)
-            try:
-                extra |= self._captions.row(caption)
-            except TokenizerError as e:
-                raise ImageError("unusable caption", str(e)[:120]) from e
+            extra |= self._caption(self._captions, example, index, epoch)
         if example.get("image") is None:
             raise ImageError("no image")
         picture = decode_image(example["image"], max_size=self._image_size, **self._decoding)
@@ -196,11 +197,23 @@ class Rows:
             raise ImageError("label out of range", f"{label} of {len(names)} classes")
         return np.int32(label)
 
-    def _caption(self, example: Mapping[str, Any], index: int, epoch: int) -> Any:
-        several = example.get("captions")
-        if self._seed is None or not several:
-            return example.get("caption", several[0] if several else None)
-        return several[derived_seed(self._seed, "caption", epoch, index) % len(several)]
+    def _caption(
+        self, captions: Captions, example: Mapping[str, Any], index: int, epoch: int
+    ) -> Row:
+        """Of the caption of this epoch, or of the next one of several that can be used."""
+        several = list(example.get("captions") or [example.get("caption")])
+        # Whether an example is bad must not hang on which caption is drawn: a resumed run has not
+        # drawn the earlier ones.
+        said = [c for c in several if isinstance(c, str) and c.strip()] or several[:1]
+        first = 0
+        if self._seed is not None and len(said) > 1:
+            first = derived_seed(self._seed, "caption", epoch, index) % len(said)
+        for caption in (*said[first:], *said[:first]):
+            try:
+                return captions.row(caption)
+            except TokenizerError as e:
+                error = e
+        raise ImageError("unusable caption", str(error)[:120]) from error
 
     @property
     def skipped(self) -> dict[str, int]:

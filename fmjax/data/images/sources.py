@@ -13,6 +13,7 @@ import numpy as np
 from fmjax.core.errors import DataError
 
 SPLITS = ("train", "validation", "all")
+ANY_NAME = "surrogatepass"  # how names become bytes to hash: those of files may be no UTF-8
 
 
 class ImageSource:
@@ -178,7 +179,11 @@ def hash_split(
         sizes[group] = sizes.get(group, 0) + 1
     if len(sizes) < 2:
         raise DataError(f"{len(sizes)} image(s) cannot be split; give at least two")
-    ranked = sorted(sizes, key=lambda g: (hashlib.sha256(f"{seed}:{g}".encode()).digest(), g))
+
+    def rank(group: str) -> tuple[bytes, str]:
+        return hashlib.sha256(f"{seed}:{group}".encode(errors=ANY_NAME)).digest(), group
+
+    ranked = sorted(sizes, key=rank)
     wanted, held_out, count = max(round(fraction * len(groups)), 1), set(), 0
     for group in ranked[:-1]:
         if count >= wanted:

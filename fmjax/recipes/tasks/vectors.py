@@ -40,6 +40,7 @@ def write_vectors(settings: Embed) -> None:
         written.
     """
     vector_files.check_suffix(settings.output)
+    vector_files.check_place("--output", settings.output)
     mesh = parse_mesh(settings.mesh)
     check_sizes(settings.batch_size, settings.max_length, mesh)
     start = resolve_directory(settings.model, heads=None)

@@ -15,7 +15,7 @@ from fmjax.evals import TEMPLATES, class_embeddings, mean_figure, zero_shot_prob
 from fmjax.recipes import vector_files
 from fmjax.recipes.vision.classify import Classify
 from fmjax.recipes.vision.encoder import CLASSIFIER, Encoder, image_vectors, open_encoder
-from fmjax.recipes.vision.reading import find_images, read_image, report_unreadable
+from fmjax.recipes.vision.reading import find_images, plain, read_image, report_unreadable
 
 _SHOWN = 12
 """Images of a label on the page."""
@@ -29,6 +29,8 @@ def classify(settings: Classify) -> None:
     """
     if settings.top < 1:
         raise ConfigError(f"--top {settings.top} must be at least 1")
+    vector_files.check_place("--output", settings.output)
+    vector_files.check_place("--html", settings.html)
     files = find_images(settings.images)
     encoder = open_encoder(
         settings.model,
@@ -40,7 +42,7 @@ def classify(settings: Classify) -> None:
     names, numbers, unreadable, shares = _shares(encoder, settings, files)
     files = [files[i] for i in numbers]
     figure = _accuracy(names, files, shares) if settings.measure else None
-    lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in
+    lines = "".join(f"{plain(json.dumps(row, ensure_ascii=False))}\n" for row in
                     _rows(names, files, shares, settings.top))  # fmt: skip
     if settings.output is None:
         sys.stdout.write(lines)
@@ -91,7 +93,9 @@ def _rows(
     rows = []
     for file, row in zip(files, shares, strict=True):
         best = np.argsort(-row, kind="stable")[:top]
-        scores = {names[i]: round(float(row[i]), 6) for i in best}
+        scores: dict[str, float] = {}
+        for i in best:  # from the highest on, which stays where two classes have one name
+            scores.setdefault(names[i], round(float(row[i]), 6))
         label = names[best[0]]
         rows.append({"image": str(file), "label": label, "score": scores[label], "scores": scores})
     return rows

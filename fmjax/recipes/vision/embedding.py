@@ -6,7 +6,7 @@ from fmjax.evals.zero_shot import unit
 from fmjax.recipes import vector_files
 from fmjax.recipes.vision.embed import EmbedImages
 from fmjax.recipes.vision.encoder import image_vectors, open_encoder
-from fmjax.recipes.vision.reading import find_images, report_unreadable
+from fmjax.recipes.vision.reading import find_images, plain, report_unreadable
 
 
 def write_image_vectors(settings: EmbedImages) -> None:
@@ -17,6 +17,7 @@ def write_image_vectors(settings: EmbedImages) -> None:
         written.
     """
     vector_files.check_suffix(settings.output)
+    vector_files.check_place("--output", settings.output)
     files = find_images(settings.images)
     encoder = open_encoder(
         settings.model,
@@ -29,11 +30,12 @@ def write_image_vectors(settings: EmbedImages) -> None:
     read.check()
     vectors = vectors if settings.keep_length else unit(vectors)
     names = [str(files[i]) for i in read.numbers]
-    rows = [{"image": name} for name in names]
+    rows = [{"image": plain(name)} for name in names]
     vector_files.write_vectors(settings.output, rows, vectors.astype(np.float32))
     if settings.output.suffix == ".npy":
-        lines = "".join(f"{name}\n" for name in names).encode()
+        # A name that is no UTF-8 as the file system has it, byte for byte.
+        lines = "".join(f"{name}\n" for name in names).encode(errors="surrogateescape")
         beside = settings.output.with_suffix(".txt")
         vector_files.replace(beside, lambda file: file.write(lines))
     report_unreadable(read.unreadable)
-    print(f"{settings.output}: {vectors.shape[0]:,} × {vectors.shape[1]:,}")
+    print(plain(f"{settings.output}: {vectors.shape[0]:,} × {vectors.shape[1]:,}"))

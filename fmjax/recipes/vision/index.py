@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fmjax.data.images import processor_files
 from fmjax.recipes.vector_files import replace
 
 VERSION = 1
@@ -65,17 +66,25 @@ def update(
     known: dict[str, int] = {}
     if old is not None and old.model == model:
         known = {name: i for i, name in enumerate(old.names)}
-    names = [file.relative_to(folder).as_posix() for file in files]
-    stamps = [_stamp(file) for file in files]
+    unreadable: dict[Path, str] = {}
+    present, stamps = [], []
+    for file in files:
+        try:
+            stamps.append(_stamp(file))
+            present.append(file)
+        except OSError as e:  # a link to nothing, or a file that has just gone
+            gone = isinstance(e, FileNotFoundError)
+            unreadable[file] = "no such file" if gone else f"unreadable ({e.strerror})"
+    names = [file.relative_to(folder).as_posix() for file in present]
     same = [
         name in known and tuple(old.stamps[known[name]]) == stamp  # type: ignore[union-attr]
         for name, stamp in zip(names, stamps, strict=True)
     ]
     new = [i for i, kept in enumerate(same) if not kept]
     vectors = {i: old.vectors[known[names[i]]] for i, kept in enumerate(same) if kept}  # type: ignore[union-attr]
-    unreadable: dict[Path, str] = {}
     if new:
-        read, found, unreadable = embed([files[i] for i in new])
+        read, found, refused = embed([present[i] for i in new])
+        unreadable |= refused
         vectors |= {new[number]: vector for number, vector in zip(read, found, strict=True)}
     order = sorted(vectors)
     index = Index(
@@ -132,11 +141,12 @@ def write_index(path: Path, index: Index) -> None:
 def model_fingerprint(directory: Path, *settings: str) -> str:
     """Tells models, their preprocessing and the settings of an index apart.
 
-    Configs count by their contents, weights by name, size and time of the last change: reading them
-    through would take longer than many a search.
+    Configs, that of preprocessing in either of its places, count by their contents, weights by
+    name, size and time of the last change: reading them through would take longer than many a
+    search.
     """
     digest = hashlib.sha256(json.dumps(settings).encode())
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in ("config.json", processor_files.FILE, processor_files.COMBINED):
         if (file := directory / name).is_file():
             digest.update(file.read_bytes())
     for file in sorted(directory.glob("*.safetensors")):

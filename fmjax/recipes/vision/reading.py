@@ -40,8 +40,8 @@ def find_images(places: Sequence[Path]) -> list[Path]:
     """Image files, by their suffixes, in the order of the places and of their paths; each once.
 
     Args:
-      places: files, and folders, which are searched to the bottom; hidden files and folders in them
-        are passed over.
+      places: files, and folders, which are searched to the bottom; hidden files and folders in
+        them, and links to folders, are passed over.
 
     Raises:
       DataError: nothing at a place, or no image.
@@ -77,6 +77,14 @@ def read_image(file: Path) -> np.ndarray:
       ImageError: a file that cannot be read, see `fmjax.data.images.decode_image`.
     """
     return decode_image(file)
+
+
+def plain(text: str) -> str:
+    """Text that is UTF-8: bytes of file names that are not become \\udc80 … \\udcff.
+
+    In JSON that is how such a name is written, and read again.
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def pixel_batches(

@@ -13,9 +13,10 @@ from fmjax import report
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.evals import nearest
 from fmjax.evals.zero_shot import unit
+from fmjax.recipes import vector_files
 from fmjax.recipes.vision import index as indices
 from fmjax.recipes.vision.encoder import Encoder, image_vectors, open_encoder
-from fmjax.recipes.vision.reading import find_images, read_image, report_unreadable
+from fmjax.recipes.vision.reading import find_images, plain, read_image, report_unreadable
 from fmjax.recipes.vision.retrieve import Retrieve
 
 
@@ -42,6 +43,7 @@ def retrieve(settings: Retrieve) -> None:
         raise ConfigError(f"--text {empty[0]!r} is empty; say what to look for")
     if missing := [file for file in settings.image if not file.is_file()]:
         raise ConfigError(f"--image {missing[0]}: no such file")
+    vector_files.check_place("--html", settings.html)
     files = find_images([settings.images])
     encoder = open_encoder(
         settings.model,
@@ -122,11 +124,11 @@ def _print(found: Sequence[Found], as_json: bool) -> None:
         if as_json:
             for rank, (file, cosine) in enumerate(answers, 1):
                 row: dict[str, Any] = {"query": str(query), "rank": rank, "image": str(file)}
-                print(json.dumps(row | {"score": round(cosine, 6)}, ensure_ascii=False))
+                print(plain(json.dumps(row | {"score": round(cosine, 6)}, ensure_ascii=False)))
             continue
-        print(query)
+        print(plain(str(query)))
         for file, cosine in answers:
-            print(f"  {cosine:.3f}  {file}")
+            print(plain(f"  {cosine:.3f}  {file}"))
 
 
 def _page(settings: Retrieve, found: Sequence[Found], number: int) -> str:

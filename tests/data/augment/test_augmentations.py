@@ -45,7 +45,12 @@ def test_views_for_contrasting(batch):
 
 def test_supervised_crops_mix_labels(batch):
     out = run(supervised_(16, classes=4, mixup=0.8, cutmix=1.0), batch)
-    assert shapes(out) == {"pixel_values": (B, 16, 16, 3), "labels": (B, 4)}
+    assert shapes(out) == {
+        "pixel_values": (B, 16, 16, 3),
+        "labels": (B, 4),
+        "example_weight": (B,),
+    }
+    np.testing.assert_array_equal(out["example_weight"], 1)
     np.testing.assert_allclose(jnp.sum(out["labels"], -1), 1, atol=1e-6)
 
 

@@ -55,6 +55,27 @@ def test_either_is_drawn_for_each_row(rows):
     assert 0 < sum(pasted) < B
 
 
+@pytest.mark.parametrize("mixup, cutmix", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_rows_that_do_not_count_are_not_mixed_into_others(mixup, cutmix):
+    class Plain:
+        def __call__(self, key, image, image_size):
+            return jnp.asarray(image, jnp.float32)
+
+    image = np.random.RandomState(1).randint(1, 256, (B, 8, 8, 3)).astype(np.uint8)
+    image[[1, 4]] = 0
+    labels = np.array([0, -100, 2, 3, 1, 0], np.int32)
+    weight = np.array([1, 1, 0.5, 1, 0, 1], np.float32)
+    batch = {"image": image, "labels": labels, "example_weight": weight}
+    out = OneView(Plain(), mixup, cutmix, classes=N)(jax.random.key(5), batch)
+    out = jax.tree.map(np.asarray, out)
+    np.testing.assert_array_equal(out["example_weight"], [1, 0, 0.5, 1, 0, 1])
+    for row in (2, 5):
+        np.testing.assert_array_equal(out["pixel_values"][row], image[row])
+        np.testing.assert_array_equal(out["labels"][row], np.eye(N)[labels[row]])
+    np.testing.assert_allclose(out["labels"][[0, 2, 3, 5]].sum(-1), 1, atol=1e-6)
+    assert any((out["pixel_values"][row] != image[row]).any() for row in (0, 3))
+
+
 def test_what_cannot_be_mixed_is_named():
     with pytest.raises(ConfigError, match="give their number as classes="):
         OneView(View(8), mixup=0.8)

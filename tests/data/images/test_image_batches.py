@@ -1,6 +1,7 @@
 """Batches of pictures: what is in them, in which order, and what bad pictures do to them."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,17 @@ def test_folders(tmp_path: Path) -> None:
     assert flat.class_names == () and "label" not in flat[0]
 
 
+def test_file_names_that_are_no_utf8(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9/%d.png" % i) for i in range(4)]
+    source = ImageFolder(folder(tmp_path, *names))
+    train, held_out = hash_split(source, 0.25)
+    assert (len(train), len(held_out)) == (3, 1)
+    batches = image_batches(source, batch_size=4, image_size=8)
+    assert sorted(levels(next(batches))) == [0, 1, 2, 3]
+    state = batches.get_state()
+    batches.set_state(state)
+
+
 def test_links_in_folders_are_followed_once(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", "cat/0.png")
     (root / "dog").symlink_to(folder(tmp_path / "elsewhere", "1.png"))
@@ -258,6 +270,10 @@ def test_class_names_of_another_set(tmp_path: Path) -> None:
     assert [source[i]["label"] for i in range(2)] == [1, 2]
     with pytest.raises(DataError, match='the class "emu" is none of cat, dog'):
         open_images(root, class_names=["cat", "dog"])
+    assert len(open_images("digits", class_names=[str(i) for i in range(10)])) == 1797
+    message = "digits has the classes 10 × 0, 1, 2, 3, 4, …, and not 3 × cat, dog, emu; give"
+    with pytest.raises(DataError, match=message):
+        open_images("digits", class_names=["cat", "dog", "emu"])
 
 
 def test_names() -> None:

@@ -199,6 +199,13 @@ def test_bad_files_and_pictures(tmp_path: Path) -> None:
         processor(b"nonsense")
     with pytest.raises(DataError, match="at least one"):
         processor([])
+    line = noise(1, 20_000)
+    for narrow in (ImageProcessor.for_model("clip"), ImageProcessor.for_model("resnet")):
+        with pytest.raises(ImageError, match="too many pixels .20000 × 1 with the shorter side"):
+            narrow.pixels(line)
+    with pytest.raises(ImageError, match="the limit is 999"):
+        ImageProcessor(kind="CLIP", size=10)(noise(5, 50), max_pixels=999)
+    assert ImageProcessor.for_model("vit").pixels(line).shape == (224, 224, 3)
     free = ImageProcessor(kind="CLIP", size=8)
     with pytest.raises(FmjaxError, match=r"\(8, 12\) and \(12, 8\) pixels"):
         free([noise(20, 30), noise(30, 20)])

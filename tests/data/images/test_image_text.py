@@ -94,7 +94,13 @@ def test_batches(tokenizer) -> None:
 
 @pytest.mark.parametrize(
     ("caption", "reason"),
-    [("", "empty caption"), ("  \n", "empty caption"), (None, "no caption"), (3, "empty caption")],
+    [
+        ("", "empty caption"),
+        ("  \n", "empty caption"),
+        (None, "no caption"),
+        (3, "empty caption"),
+        ("a \ud83d cat", "unusable caption"),
+    ],  # fmt: skip
 )
 def test_bad_captions_are_replaced_and_counted(tokenizer, caption, reason: str) -> None:
     source = captioned("a cat", caption, "dog")
@@ -130,6 +136,27 @@ def test_one_of_several_captions_an_epoch(tokenizer) -> None:
         source, tokenizer, batch_size=2, image_size=4, max_length=3
     )
     assert next(iter(evaluation))["input_ids"][:, 1].tolist() == [5, 5]
+
+
+def test_a_bad_caption_among_several_is_never_drawn(tokenizer) -> None:
+    source = Examples([{"image": png(0), "caption": "", "captions": ("", "cat", None, "dog", 3)}])
+
+    def read(epochs: int) -> tuple[list[int], dict[str, int]]:
+        batches = image_text_batches(
+            source, tokenizer, batch_size=1, image_size=4, max_length=3, epochs=epochs
+        )
+        return [batch["input_ids"][0, 1].item() for batch in batches], batches.skipped
+
+    ids, skipped = read(12)
+    assert set(ids) == {5, 6} and skipped == {}
+    evaluation = image_text_eval_batches(
+        source, tokenizer, batch_size=1, image_size=4, max_length=3
+    )
+    assert next(iter(evaluation))["input_ids"][0, 1] == 5
+    # What only the tokenizer refuses has another one in its place.
+    source = Examples([{"image": png(0), "captions": ("\ud83d", "dog", "red")}])
+    ids, skipped = read(12)
+    assert set(ids) == {6, 7} and skipped == {}
 
 
 def test_a_length_without_room(tokenizer) -> None:
@@ -319,6 +346,9 @@ def test_tfds(tfds_directory: Path) -> None:
         assert example == {
             "image": png(number), "label": number % 2, "caption": f"pet {number}"
         }  # fmt: skip
+    assert len(open_images(f"tfds:{tfds_directory}", class_names=["cat", "dog"])) == 6
+    with pytest.raises(DataError, match="the classes 2 × cat, dog, and not 2 × dog, cat"):
+        open_images(f"tfds:{tfds_directory}", class_names=["dog", "cat"])
     source = TfdsImages(tfds_directory, "train[:2]", caption_field="notes")
     assert len(source) == 2 and source[0]["caption"] == ""
     assert "train[:2], example 1" in source.name(1)
@@ -334,5 +364,14 @@ def test_labels() -> None:
     assert number_labels(["1", "0"], ["cat", "dog"], "f") == ([1, 0], ("cat", "dog"))
     assert number_labels(["7", "3"], ["3", "7"], "f") == ([1, 0], ("3", "7"))
     assert number_labels([None], None, "f") == ([None], ())
+    # Identifiers are names.
+    huge = "9" * 5000
+    assert number_labels(["3000000000", "7"], None, "f") == ([0, 1], ("3000000000", "7"))
+    assert number_labels([huge, "7"], None, "f") == ([1, 0], ("7", huge))
+    assert number_labels([huge, "7"], ["7", huge], "f")[0] == [1, 0]
+    assert len(number_labels(["21841"], None, "f")[1]) == 21842
+    assert number_labels(["200000"], ["x"] * 200_001, "f")[0] == [200_000]
+    with pytest.raises(DataError, match='"3000000000" is none of the 2 classes'):
+        number_labels(["3000000000"], ["cat", "dog"], "f")
     with pytest.raises(DataError, match='f: the label "2" is none of the 2 classes .cat, dog.'):
         number_labels(["0", "2"], ["cat", "dog"], "f")

@@ -132,7 +132,7 @@ def test_outputs_that_cannot_be(encoder, source, write, fails, tmp_path):
     line = ["embed", "--model", encoder, "--input", source]
     fails([*line, "--output", tmp_path / "x.txt"], "x.txt", ".npy or .parquet")
     fails([*line, "--output", tmp_path / "x.npy", "--text-column", "body"], "body", "text")
-    fails([*line, "--output", tmp_path / "no" / "x.npy"], "no")
+    fails([*line, "--output", tmp_path / "no" / "x.npy"], "no/x.npy: there is no such directory")
     fails([*line, "--output", tmp_path / "x.npy", "--batch-size", 0], "batch")
     fails([*line, "--output", tmp_path / "x.npy", "--max-length", 0], "--max-length 0")
     mixed = write(tmp_path / "mixed.jsonl", [{"text": "a", "x": 1}, {"text": "b", "x": "y"}])
