@@ -118,6 +118,10 @@ def needs_of(hardware: Hardware, config: ModelConfig, adaptation: Adaptation, ro
         kind = compute_dtype(hardware.dtype) if kind == "none" else kind
         trained = round(ADAPTER_SHARE * count)
         state = state_bytes(trained, count, FROZEN_BITS[kind], moments)
-    return Needs(
-        state, rows, size("embed"), config.num_attention_heads, size("mlp"), size("expert")
-    )
+    return Needs(state, rows, size("embed"), _heads(config), size("mlp"), size("expert"))
+
+
+def _heads(config: ModelConfig) -> int:
+    """Attention heads, which the mesh may split: what divides those of all encoders; 1 without."""
+    parts = (config, getattr(config, "text_config", None), getattr(config, "vision_config", None))
+    return math.gcd(*(getattr(part, "num_attention_heads", 0) for part in parts)) or 1

@@ -126,9 +126,9 @@ def pairs(tmp_path_factory) -> Path:
 def two_towers(objective: str, model: str, pairs: Path, out: Path, *more: str) -> int:
     arguments = ["train", "--objective", objective, "--model", model, "--out", str(out)]
     arguments += ["--images", str(pairs / "pairs.tsv"), "--eval-fraction", "0.3"]
-    arguments += ["--tokenizer", str(pairs / "tokenizer"), "--batch-size", "8", "--steps", "2"]
-    override = PAIRS if objective == "clip" else PAIRS[1:]
-    return main([*arguments, "--override", *override, *more])
+    arguments += ["--tokenizer", str(pairs / "tokenizer"), "--batch-size", "16", "--steps", "2"]
+    own = PAIRS[0] if objective == "clip" else "text_config.projection_size=16"
+    return main([*arguments, "--override", own, *PAIRS[1:], *more])
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_pictures_and_captions(objective, model, pairs, tmp_path, capsys):
 
 
 def test_clip_needs_a_tokenizer_that_ends_texts(pairs, tmp_path, capsys):
-    fmjax.data.train_sentencepiece(["dark r light g"] * 50, tmp_path / "spm", 300)
+    fmjax.data.train_sentencepiece(["dark r light g"] * 50, tmp_path / "spm", 270)
     more = ("--tokenizer", str(tmp_path / "spm"))
     assert two_towers("clip", "clip-vit-b32", pairs, tmp_path / "run", *more) == 2
     assert "fmjax tokenizer --kind clip" in capsys.readouterr().err

@@ -117,6 +117,7 @@ class Learner:
       trainable: rules of the step; None trains all.
       evaluates: the objective means something on single held-out views.
       reconstructs: the module predicts hidden pixels.
+      held_steps: updates before the last layer of a head is trained.
       needs: what the pictures must have: "labels", "captions" or nothing.
     """
 
@@ -128,4 +129,5 @@ class Learner:
     trainable: Any = None
     evaluates: bool = True
     reconstructs: bool = False
+    held_steps: int = 0
     needs: str = ""

@@ -153,6 +153,7 @@ def _distilled(given: Given, objective: Any, views: Any, **more: Any) -> Learner
         crops,
         _teacher(features(config, given, module.pool, "backbone")),
         lambda state: (module.backbone, state.extra["teacher"]["params"]["backbone"]),
+        held_steps=given.frozen_steps,
         evaluates=False,
     )
 

@@ -11,7 +11,7 @@ import jax
 import fmjax
 from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
-from fmjax.objectives import Augmented
+from fmjax.objectives import LAST_LAYER, Augmented
 from fmjax.recipes.layout import Layout, lay_out
 from fmjax.recipes.models import compute_dtype
 from fmjax.recipes.options import Adaptation
@@ -31,6 +31,7 @@ from fmjax.train import (
     adamw,
     evaluate,
     fit,
+    held,
     lars,
     make_step,
     schedules,
@@ -114,9 +115,16 @@ class Run:
             decay = optimization.weight_decay
             if self.paper.final_weight_decay is not None:
                 decay = schedules.cosine(decay, self.paper.final_weight_decay, optimization.steps)
-            optimizer = adamw(
-                rate, b2=optimization.beta2, eps=self.paper.epsilon, weight_decay=decay
-            )
+
+            def build(start: int) -> Any:
+                return adamw(
+                    schedules.later(rate, start),
+                    b2=optimization.beta2,
+                    eps=self.paper.epsilon,
+                    weight_decay=schedules.later(decay, start),
+                )
+
+            optimizer = held(build, LAST_LAYER, self.learner.held_steps)
         return make_step(
             self.learner.module,
             Augmented(self.learner.objective, self.learner.augment, self.pictures.whole),
