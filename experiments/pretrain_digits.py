@@ -17,10 +17,10 @@ from fmjax.cli.main import experiment
 from fmjax.recipes import PretrainImages
 from fmjax.recipes.vision import Heads, ImageOptimization, Images, Probing, Views
 
-# A vision transformer for 16 patches of 3 × 3 pixels.
+# A vision transformer for 16 patches of 2 × 2 pixels.
 SMALL = (
-    "image_size=12",
-    "patch_size=3",
+    "image_size=8",
+    "patch_size=2",
     "hidden_size=64",
     "intermediate_size=256",
     "num_hidden_layers=3",
@@ -33,8 +33,8 @@ SIMCLR = PretrainImages(
     model="vit-ti16",
     override=(*SMALL, 'pooling="mean"'),
     out=Path("runs/digits/simclr"),
-    data=Images(images="digits/12", batch_size=128, stored_size=12),
-    views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.5),
+    data=Images(images="digits", batch_size=128, stored_size=8),
+    views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.6),
     heads=Heads(temperature=0.2, projection=64, hidden=256),
     optimization=ImageOptimization(steps=1000, learning_rate=2e-3),
     probing=Probing(eval_every=250, checkpoint_every=500),
@@ -47,20 +47,22 @@ MAE = dataclasses.replace(
         *SMALL,
         "decoder_hidden_size=48",
         "decoder_intermediate_size=192",
-        "decoder_num_hidden_layers=2",
+        "decoder_num_hidden_layers=1",
         "decoder_num_attention_heads=4",
-        "mask_ratio=0.6",
+        "mask_ratio=0.5",
+        "norm_pix_loss=false",
     ),
     out=Path("runs/digits/mae"),
-    views=Views(flip=False, smallest_crop=0.6),
+    data=Images(images="digits", batch_size=64, stored_size=8),
+    views=Views(flip=False, smallest_crop=1.0),
     heads=Heads(),
-    optimization=ImageOptimization(steps=2000, learning_rate=2e-3),
+    optimization=ImageOptimization(steps=3000, learning_rate=1e-3),
 )
 DINO = dataclasses.replace(
     SIMCLR,
     objective="dino",
     out=Path("runs/digits/dino"),
-    views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.5, local_crops=4, local_size=6),
+    views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.6, local_crops=4, local_size=4),
     heads=Heads(hidden=256, prototypes=256, teacher_momentum=0.99),
     optimization=ImageOptimization(steps=1000, learning_rate=2e-3),
 )
