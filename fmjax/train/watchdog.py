@@ -1,11 +1,10 @@
 """A step that hangs is reported, with the host and with what its threads are doing."""
 
-import faulthandler
-import io
 import socket
 import sys
 import threading
 import time
+import traceback
 from typing import Any, TextIO
 
 import jax
@@ -79,14 +78,25 @@ class Watchdog:
         usual = self._clock.usual
         known = "" if usual is None else f" (a step usually takes {usual:.2g} s)"
         self._say(f"{what} has taken {seconds:.0f} s so far{known}; its threads:")
-        file = self._file or sys.stderr
-        try:
-            faulthandler.dump_traceback(file, all_threads=True)
-        except (AttributeError, ValueError, io.UnsupportedOperation):
-            pass  # no file of the system, as in notebooks
+        print(stacks(), file=self._file or sys.stderr, flush=True)
 
     def _say(self, text: str) -> None:
         print(f"{here()}: {text}", file=self._file or sys.stderr, flush=True)
+
+
+def stacks() -> str:
+    """Where every thread stands, the main one first; threads that stand alike are told once.
+
+    Python's own `faulthandler` ends after a hundred threads, which loaders alone can have.
+    """
+    frames = sys._current_frames()
+    places: dict[str, list[str]] = {}
+    threads = sorted(threading.enumerate(), key=lambda t: t is not threading.main_thread())
+    for thread in threads:
+        if thread is not threading.current_thread() and thread.ident in frames:
+            stack = "".join(traceback.format_stack(frames[thread.ident]))
+            places.setdefault(stack, []).append(thread.name)
+    return "\n".join(f"{', '.join(names)}:\n{stack}" for stack, names in places.items())
 
 
 def here() -> str:

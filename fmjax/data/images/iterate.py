@@ -1,6 +1,7 @@
 """Iterators over batches of pictures, and what they could not use."""
 
 import concurrent.futures
+import functools
 import os
 import sys
 import zlib
@@ -15,6 +16,15 @@ from fmjax.data.images.sources import ANY_NAME, ImageSource
 from fmjax.data.loader import Batch, TextBatches
 
 Share = tuple[int, int]
+
+
+@functools.cache
+def _threads(workers: int) -> concurrent.futures.ThreadPoolExecutor:
+    """Threads that all sets share, so that a process that opens many has no more of them.
+
+    Pillow and the tokenizers work outside Python's lock: threads are enough.
+    """
+    return concurrent.futures.ThreadPoolExecutor(workers, "fmjax-images")
 
 
 class RowBatches(grain.MapDataset):
@@ -38,9 +48,7 @@ class RowBatches(grain.MapDataset):
         process, processes = share
         self._local = batch_size // processes
         self._first = process * self._local
-        # Pillow and the tokenizers work outside Python's lock: threads are enough.
-        workers = min(os.cpu_count() or 1, 16) if workers is None else workers
-        self._pool = concurrent.futures.ThreadPoolExecutor(workers, "fmjax-images")
+        self._pool = _threads(min(os.cpu_count() or 1, 16) if workers is None else workers)
 
     def __len__(self) -> int:
         full, rest = divmod(self._total, self._batch_size)
