@@ -45,7 +45,7 @@ def fmjax_side(case: str) -> tuple[Callable[[], Any], float]:
         config, objective = presets()["clip-vit-b32"], ContrastiveImageText()
         batch["input_ids"] = captions(jax.numpy, rows)
         batch["attention_mask"] = jax.numpy.ones((rows, WORDS), "int32")
-    model = fmjax.build(config)
+    model = fmjax.build(config, remat="dots")
     variables = {"params": fmjax.init_params(model, jax.random.key(0))}
     return stepping(make_step(model, objective, adamw(1e-4)), variables, batch)
 

@@ -5,8 +5,10 @@ hands. A held-out digit gets the class that its 20 nearest training digits vote 
 pixels, and by the features of the same encoder untrained.
 
 - Command: python experiments/pretrain_digits.py --method simclr   (or mae, dino, supervised)
-- Cost: 1,000 to 2,000 steps of 256 digits; TODO on 2 CPU cores.
-- Figure: TODO
+- Cost: 1,500 steps of 128 digits, about 4 minutes on 2 CPU cores; mae 3,000 steps of 64, about 3.
+- Figure: accuracy of the 20 nearest neighbours 0.964 (0.952 to 0.977) by simclr, 0.950 by pixels and
+  0.357 by the untrained encoder. By mae 0.864, which falls short of pixels: its patches side by side,
+  whitened to 48 components, reach 0.960. dino and supervised were not measured.
 """
 
 import dataclasses
@@ -36,7 +38,7 @@ SIMCLR = PretrainImages(
     data=Images(images="digits", batch_size=128, stored_size=8),
     views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.6),
     heads=Heads(temperature=0.2, projection=64, hidden=256),
-    optimization=ImageOptimization(steps=1000, learning_rate=2e-3),
+    optimization=ImageOptimization(steps=1500, learning_rate=2e-3),
     probing=Probing(eval_every=250, checkpoint_every=500),
 )
 MAE = dataclasses.replace(
