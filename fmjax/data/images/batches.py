@@ -7,7 +7,7 @@ crop, resize and augment them on the device:
   image u8[b, S, S, 3] · image_size i32[b, 2] (height, width) · example_weight f32[b]
   labels i32[b] · input_ids i32[b, T] · attention_mask i32[b, T]
 
-Names: B = rows of a global batch, b = B / processes, S = image_size, T = max_length.
+Names: B = rows of a global batch, b = B / processes, S = image_size, T = captions.max_length.
 """
 
 import functools
@@ -28,7 +28,6 @@ from fmjax.data.images.iterate import (
 from fmjax.data.images.rows import Captions, Rows
 from fmjax.data.images.sources import Concatenated, Examples, ImageSource
 from fmjax.data.loader import check_weights, derived_seed, process_share
-from fmjax.data.tokenizer import Tokenizer
 
 Sources = ImageSource | Sequence[Any]
 
@@ -45,40 +44,74 @@ def as_images(sources: Sources) -> ImageSource:
     return Examples(sources)
 
 
-def _has_labels(source: ImageSource, wanted: bool | None) -> bool:
-    return bool(source.class_names) if wanted is None else wanted
+def _has_labels(source: ImageSource, captions: Captions | None, wanted: bool | None) -> bool:
+    return bool(source.class_names) and captions is None if wanted is None else wanted
 
 
-def _check(batch_size: int, workers: int | None, prefetch: int, *share: int | None) -> Share:
+def _share(
+    batch_size: int, workers: int | None, prefetch: int, process: int | None, count: int | None
+) -> Share:
+    """(index, count) of this process, once the arguments are checked."""
     if prefetch < 0:
         raise DataError(f"prefetch={prefetch} must be 0 or more")
     if workers is not None and workers < 1:
         raise DataError(f"workers={workers} must be at least 1")
-    return process_share(batch_size, *share)
+    return process_share(batch_size, process, count)
 
 
-def _training(
+def image_batches(
     sources: Sources,
-    captions: Captions | None,
     *,
     batch_size: int,
     image_size: int,
-    seed: int,
-    shuffle: bool,
-    epochs: int | None,
-    labels: bool | None,
-    on_bad: str,
-    max_pixels: int,
-    background: tuple[int, int, int],
-    process_index: int | None,
-    process_count: int | None,
-    workers: int | None,
-    prefetch: int,
+    captions: Captions | None = None,
+    seed: int = 0,
+    shuffle: bool = True,
+    epochs: int | None = None,
+    labels: bool | None = None,
+    on_bad: str = "skip",
+    max_pixels: int = MAX_PIXELS,
+    background: tuple[int, int, int] = WHITE,
+    process_index: int | None = None,
+    process_count: int | None = None,
+    workers: int | None = None,
+    prefetch: int = 4,
 ) -> ImageBatches:
+    """Training batches of pictures: every example once an epoch, in a new order each epoch.
+
+    Epochs run on into one another, so that every batch is full; only the very last of a finite
+    number of `epochs` may be filled up with rows of example_weight 0.
+
+    Args:
+      sources: an `ImageSource`, a list of them, or a list of examples or pictures.
+      batch_size: B, rows of the global batch; each process gets its share.
+      image_size: S, in pixels. Larger than what the model sees, where crops are to be zoomed.
+      captions: how captions become `input_ids` and `attention_mask`; None leaves them out.
+      seed: of the shuffle, and of the choice of a caption, anew each epoch, where an example has
+        several that can be used.
+      shuffle: False keeps the order of the sources.
+      epochs: passes over the data; None repeats for ever.
+      labels: whether batches have `labels`; by default they do if the source has classes and no
+        captions are read.
+      on_bad: what a picture that cannot be decoded, is too large or lacks its label or any caption
+        that can be used brings about. "skip": another example takes its place, always the same one,
+        and it is counted by reason. "error": a DataError with its name.
+      max_pixels, background: see `decode_image`.
+      process_index, process_count: default JAX's.
+      workers: threads that decode; default the processor's cores, at most 16.
+      prefetch: batches prepared ahead in the background; 0 for none.
+
+    Returns:
+      An iterator with `get_state`, `set_state`, `skipped` and `report()`.
+
+    Raises:
+      DataError: no examples, or arguments that do not fit (says which). While reading: as `on_bad`
+        says; no example can be used; or more examples cannot be used than can, of 100 or more.
+    """
     check_weights(None, 1, epochs)
-    share = _check(batch_size, workers, prefetch, process_index, process_count)
+    share = _share(batch_size, workers, prefetch, process_index, process_count)
     source = as_images(sources)
-    labels = _has_labels(source, labels)
+    labels = _has_labels(source, captions, labels)
     rows = Rows(
         source, image_size, labels=labels, captions=captions, on_bad=on_bad, max_pixels=max_pixels,
         background=background, replace=True, seed=seed,
@@ -104,123 +137,12 @@ def _training(
     return ImageBatches(batches.read(prefetch), settings, rows)
 
 
-def image_batches(
-    sources: Sources,
-    *,
-    batch_size: int,
-    image_size: int,
-    seed: int = 0,
-    shuffle: bool = True,
-    epochs: int | None = None,
-    labels: bool | None = None,
-    on_bad: str = "skip",
-    max_pixels: int = MAX_PIXELS,
-    background: tuple[int, int, int] = WHITE,
-    process_index: int | None = None,
-    process_count: int | None = None,
-    workers: int | None = None,
-    prefetch: int = 4,
-) -> ImageBatches:
-    """Training batches of pictures: every example once an epoch, in a new order each epoch.
-
-    Epochs run on into one another, so that every batch is full; only the very last of a finite
-    number of `epochs` may be filled up with rows of example_weight 0.
-
-    Args:
-      sources: an `ImageSource`, a list of them, or a list of examples or pictures.
-      batch_size: B, rows of the global batch; each process gets its share.
-      image_size: S, in pixels. Larger than what the model sees, where crops are to be zoomed.
-      seed: of the shuffle.
-      shuffle: False keeps the order of the sources.
-      epochs: passes over the data; None repeats for ever.
-      labels: whether batches have `labels`; by default they do if the source has classes.
-      on_bad: what a picture that cannot be decoded, is too large or lacks its label or caption
-        brings about. "skip": another example takes its place, always the same one, and it is
-        counted by reason. "error": a DataError with its name.
-      max_pixels, background: see `decode_image`.
-      process_index, process_count: default JAX's.
-      workers: threads that decode; default the processor's cores, at most 16.
-      prefetch: batches prepared ahead in the background; 0 for none.
-
-    Returns:
-      An iterator with `get_state`, `set_state`, `skipped` and `report()`.
-
-    Raises:
-      DataError: no examples, or arguments that do not fit (says which). While reading: as `on_bad`
-        says; no example can be used; or more examples cannot be used than can, of 100 or more.
-    """
-    return _training(**locals(), captions=None)
-
-
-def image_text_batches(
-    sources: Sources,
-    tokenizer: Tokenizer,
-    *,
-    batch_size: int,
-    image_size: int,
-    max_length: int,
-    attention_mask: bool = True,
-    seed: int = 0,
-    shuffle: bool = True,
-    epochs: int | None = None,
-    labels: bool | None = False,
-    on_bad: str = "skip",
-    max_pixels: int = MAX_PIXELS,
-    background: tuple[int, int, int] = WHITE,
-    process_index: int | None = None,
-    process_count: int | None = None,
-    workers: int | None = None,
-    prefetch: int = 4,
-) -> ImageBatches:
-    """Training batches of pictures with captions. As `image_batches`, and:
-
-    Args:
-      tokenizer: an HFTokenizer or SentencePieceTokenizer; adds its special tokens. Rows are filled
-        with its padding token, else its EOS.
-      max_length: T. A longer caption is cut, its last special token kept.
-      attention_mask: False leaves the mask out (SigLIP was trained to attend to padding).
-      seed: also of the choice of a caption, anew each epoch, where an example has several that
-        can be used.
-
-    Raises:
-      DataError: as `image_batches`; an example without any caption that can be used is bad.
-    """
-    options = dict(locals())
-    captions = Captions(*(options.pop(k) for k in ("tokenizer", "max_length", "attention_mask")))
-    return _training(**options, captions=captions)
-
-
-def _evaluation(
-    sources: Sources,
-    captions: Captions | None,
-    *,
-    batch_size: int,
-    image_size: int,
-    labels: bool | None,
-    on_bad: str,
-    max_pixels: int,
-    background: tuple[int, int, int],
-    process_index: int | None,
-    process_count: int | None,
-    workers: int | None,
-    prefetch: int,
-) -> ImageEvalBatches:
-    share = _check(batch_size, workers, prefetch, process_index, process_count)
-    source = as_images(sources)
-    rows = Rows(
-        source, image_size, labels=_has_labels(source, labels), captions=captions, on_bad=on_bad,
-        max_pixels=max_pixels, background=background, replace=False, seed=None,
-    )  # fmt: skip
-    order = np.arange(len(source))
-    batches = RowBatches(rows, lambda epoch: order, 1, batch_size, share, workers)
-    return ImageEvalBatches(batches, rows, prefetch)
-
-
 def image_eval_batches(
     sources: Sources,
     *,
     batch_size: int,
     image_size: int,
+    captions: Captions | None = None,
     labels: bool | None = None,
     on_bad: str = "skip",
     max_pixels: int = MAX_PIXELS,
@@ -230,34 +152,17 @@ def image_eval_batches(
     workers: int | None = None,
     prefetch: int = 4,
 ) -> ImageEvalBatches:
-    """Evaluation batches: every example once, in order; see `ImageEvalBatches`.
+    """Evaluation batches: every example once, in order, with its first caption that can be used.
 
-    Arguments and errors as in `image_batches`.
+    Arguments and errors as in `image_batches`, rows as in `ImageEvalBatches`.
     """
-    return _evaluation(**locals(), captions=None)
-
-
-def image_text_eval_batches(
-    sources: Sources,
-    tokenizer: Tokenizer,
-    *,
-    batch_size: int,
-    image_size: int,
-    max_length: int,
-    attention_mask: bool = True,
-    labels: bool | None = False,
-    on_bad: str = "skip",
-    max_pixels: int = MAX_PIXELS,
-    background: tuple[int, int, int] = WHITE,
-    process_index: int | None = None,
-    process_count: int | None = None,
-    workers: int | None = None,
-    prefetch: int = 4,
-) -> ImageEvalBatches:
-    """Evaluation batches with the first caption that can be used of every example.
-
-    Arguments and errors as in `image_text_batches`, rows as in `ImageEvalBatches`.
-    """
-    options = dict(locals())
-    captions = Captions(*(options.pop(k) for k in ("tokenizer", "max_length", "attention_mask")))
-    return _evaluation(**options, captions=captions)
+    share = _share(batch_size, workers, prefetch, process_index, process_count)
+    source = as_images(sources)
+    labels = _has_labels(source, captions, labels)
+    rows = Rows(
+        source, image_size, labels=labels, captions=captions, on_bad=on_bad, max_pixels=max_pixels,
+        background=background, replace=False, seed=None,
+    )  # fmt: skip
+    order = np.arange(len(source))
+    batches = RowBatches(rows, lambda epoch: order, 1, batch_size, share, workers)
+    return ImageEvalBatches(batches, rows, prefetch)

@@ -27,7 +27,8 @@ class Captions:
     """How captions become ids.
 
     Args:
-      tokenizer: with its special tokens; a long caption loses tokens before the last special one.
+      tokenizer: an HFTokenizer or SentencePieceTokenizer, with its special tokens; a long caption
+        loses tokens before the last special one. Rows are filled with its padding, else its EOS.
       max_length: T.
       attention_mask: False leaves the mask out of the batches (SigLIP attends to padding).
     """

@@ -8,13 +8,12 @@ import jax
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.data import Tokenizer, augment
 from fmjax.data.images import (
+    Captions,
     ImageBatches,
     ImageEvalBatches,
     ImageSource,
     image_batches,
     image_eval_batches,
-    image_text_batches,
-    image_text_eval_batches,
     open_images,
 )
 from fmjax.data.images.names import has_splits
@@ -95,20 +94,12 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
         "on_bad": data.broken,
         "workers": data.workers,
     }
-    shuffled = {"seed": settings.optimization.seed}
-    few = train.sample(settings.probing.bank)
     if settings.objective in CAPTIONED:
-        words = {"max_length": start.caption_length, "attention_mask": start.masks_padding}
-        batches = image_text_batches(train, start.tokenizer, **form, **shuffled, **words)
-        passes = [
-            image_text_eval_batches(s, start.tokenizer, **form, **words) for s in (held_out, few)
-        ]
-    else:
-        batches = image_batches(train, **form, **shuffled)
-        passes = [image_eval_batches(s, **form) for s in (held_out, few)]
+        form["captions"] = Captions(start.tokenizer, start.caption_length, start.masks_padding)
     return Pictures(
-        batches,
-        *passes,
+        image_batches(train, **form, seed=settings.optimization.seed),
+        image_eval_batches(held_out, **form),
+        image_eval_batches(train.sample(settings.probing.bank), **form),
         train.class_names,
         len(train),
         augment.CenterCrop(size, _resize(size), mean=mean, std=std),

@@ -12,6 +12,7 @@ from PIL import Image
 from fmjax.core.errors import DataError
 from fmjax.data import load_tokenizer
 from fmjax.data.images import (
+    Captions,
     Examples,
     ImageError,
     TableImages,
@@ -19,8 +20,7 @@ from fmjax.data.images import (
     TfdsImages,
     caption_table,
     image_batches,
-    image_text_batches,
-    image_text_eval_batches,
+    image_eval_batches,
     open_images,
 )
 from fmjax.data.images.labels import number_labels
@@ -74,8 +74,8 @@ def captioned(*captions) -> Examples:
 
 def test_batches(tokenizer) -> None:
     source = captioned("a cat", "a small red dog", "dog")
-    batches = image_text_batches(
-        source, tokenizer, batch_size=3, image_size=4, max_length=5, shuffle=False
+    batches = image_batches(
+        source, batch_size=3, image_size=4, shuffle=False, captions=Captions(tokenizer, 5)
     )
     batch = next(batches)
     assert batch["input_ids"].tolist() == [[1, 4, 5, 2, 0], [1, 4, 8, 7, 2], [1, 6, 2, 0, 0]]
@@ -83,8 +83,8 @@ def test_batches(tokenizer) -> None:
     assert batch["input_ids"].dtype == batch["attention_mask"].dtype == np.int32
     assert batch["image"][:, 0, 0, 0].tolist() == [0, 1, 2]
     assert "labels" not in batch
-    evaluation = image_text_eval_batches(
-        source, tokenizer, batch_size=2, image_size=4, max_length=5, attention_mask=False
+    evaluation = image_eval_batches(
+        source, batch_size=2, image_size=4, captions=Captions(tokenizer, 5, attention_mask=False)
     )
     last = list(evaluation)[-1]
     assert last["example_weight"].tolist() == [1, 0]
@@ -104,18 +104,18 @@ def test_batches(tokenizer) -> None:
 )
 def test_bad_captions_are_replaced_and_counted(tokenizer, caption, reason: str) -> None:
     source = captioned("a cat", caption, "dog")
-    batches = image_text_batches(
-        source, tokenizer, batch_size=3, image_size=4, max_length=5, shuffle=False
+    batches = image_batches(
+        source, batch_size=3, image_size=4, shuffle=False, captions=Captions(tokenizer, 5)
     )
     assert next(batches)["image"][:, 0, 0, 0].tolist() == [0, 2, 2]
     assert batches.skipped == {reason: 1}
-    evaluation = image_text_eval_batches(
-        source, tokenizer, batch_size=3, image_size=4, max_length=5
+    evaluation = image_eval_batches(
+        source, batch_size=3, image_size=4, captions=Captions(tokenizer, 5)
     )
     (batch,) = evaluation
     assert batch["example_weight"].tolist() == [1, 0, 1] and evaluation.skipped == {reason: 1}
-    strict = image_text_batches(
-        source, tokenizer, batch_size=3, image_size=4, max_length=5, on_bad="error"
+    strict = image_batches(
+        source, batch_size=3, image_size=4, on_bad="error", captions=Captions(tokenizer, 5)
     )
     with pytest.raises(DataError, match=f"example 1: {reason}"):
         next(strict)
@@ -125,15 +125,20 @@ def test_one_of_several_captions_an_epoch(tokenizer) -> None:
     source = Examples([{"image": png(0), "captions": ("cat", "dog", "red")}] * 2)
 
     def read(seed: int) -> list:
-        batches = image_text_batches(
-            source, tokenizer, batch_size=2, image_size=4, max_length=3, epochs=12, seed=seed
+        batches = image_batches(
+            source,
+            batch_size=2,
+            image_size=4,
+            epochs=12,
+            seed=seed,
+            captions=Captions(tokenizer, 3),
         )
         return [batch["input_ids"][:, 1].tolist() for batch in batches]
 
     assert {i for row in read(0) for i in row} == {5, 6, 7}
     assert read(0) == read(0) != read(1)
-    evaluation = image_text_eval_batches(
-        source, tokenizer, batch_size=2, image_size=4, max_length=3
+    evaluation = image_eval_batches(
+        source, batch_size=2, image_size=4, captions=Captions(tokenizer, 3)
     )
     assert next(iter(evaluation))["input_ids"][:, 1].tolist() == [5, 5]
 
@@ -142,15 +147,15 @@ def test_a_bad_caption_among_several_is_never_drawn(tokenizer) -> None:
     source = Examples([{"image": png(0), "caption": "", "captions": ("", "cat", None, "dog", 3)}])
 
     def read(epochs: int) -> tuple[list[int], dict[str, int]]:
-        batches = image_text_batches(
-            source, tokenizer, batch_size=1, image_size=4, max_length=3, epochs=epochs
+        batches = image_batches(
+            source, batch_size=1, image_size=4, epochs=epochs, captions=Captions(tokenizer, 3)
         )
         return [batch["input_ids"][0, 1].item() for batch in batches], batches.skipped
 
     ids, skipped = read(12)
     assert set(ids) == {5, 6} and skipped == {}
-    evaluation = image_text_eval_batches(
-        source, tokenizer, batch_size=1, image_size=4, max_length=3
+    evaluation = image_eval_batches(
+        source, batch_size=1, image_size=4, captions=Captions(tokenizer, 3)
     )
     assert next(iter(evaluation))["input_ids"][0, 1] == 5
     # What only the tokenizer refuses has another one in its place.
@@ -160,8 +165,8 @@ def test_a_bad_caption_among_several_is_never_drawn(tokenizer) -> None:
 
 
 def test_a_length_without_room(tokenizer) -> None:
-    batches = image_text_batches(
-        captioned("cat"), tokenizer, batch_size=1, image_size=4, max_length=2
+    batches = image_batches(
+        captioned("cat"), batch_size=1, image_size=4, captions=Captions(tokenizer, 2)
     )
     with pytest.raises(DataError, match="max_length"):
         next(batches)
@@ -283,8 +288,8 @@ def test_bad_samples_in_a_tar(tmp_path: Path, tokenizer) -> None:
         "4.png": png(4), "4.json": b"[1]",
     })  # fmt: skip
     source = TarImages(path)
-    batches = image_text_batches(
-        source, tokenizer, batch_size=5, image_size=4, max_length=4, shuffle=False
+    batches = image_batches(
+        source, batch_size=5, image_size=4, shuffle=False, captions=Captions(tokenizer, 4)
     )
     assert next(batches)["image"][:, 0, 0, 0].tolist() == [0] * 5
     assert batches.skipped == {"unusable caption": 2, "truncated": 1, "no caption": 1}
