@@ -18,6 +18,7 @@ from fmjax.nn.encoder_block import PreNormBlock
 from fmjax.nn.interpolate import interpolate_grid
 from fmjax.nn.masks import Mask
 from fmjax.nn.outputs import ContrastiveOutput, EncoderOutput
+from fmjax.nn.pooling import unit
 from fmjax.nn.stack import apply_layers
 
 STACK = "layers"
@@ -144,13 +145,6 @@ def check_given(head: str | None, input_ids: Any, pixel_values: Any) -> None:
         raise DataError("the model needs pixel_values, input_ids, or both; neither is given")
 
 
-def normalize(x: jax.Array) -> jax.Array:
-    """x [..., P] divided by its length, in float32; a row of zeros stays."""
-    x = x.astype(jnp.float32)
-    # Under the square root, so that a row of zeros has a finite gradient.
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
-
-
 def compare(
     image_features: jax.Array | None,
     text_features: jax.Array | None,
@@ -166,8 +160,8 @@ def compare(
       logit_scale, logit_bias: the parameters, [] or [1], or None.
       vision, text: handed on.
     """
-    image = None if image_features is None else normalize(image_features)
-    words = None if text_features is None else normalize(text_features)
+    image = None if image_features is None else unit(image_features)
+    words = None if text_features is None else unit(text_features)
     scale, bias = (
         None if x is None else x.astype(jnp.float32).reshape(()) for x in (logit_scale, logit_bias)
     )

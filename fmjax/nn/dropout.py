@@ -18,8 +18,7 @@ def dropout(module: nn.Module, x: jax.Array, rate: float | jax.Array) -> jax.Arr
     """
     if not module.has_rng("dropout") or (isinstance(rate, float | int) and rate == 0):
         return x
-    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+    return _kept(module, x, rate, x.shape)
 
 
 def drop_path(module: nn.Module, x: jax.Array, rate: float | jax.Array | None) -> jax.Array:
@@ -32,7 +31,13 @@ def drop_path(module: nn.Module, x: jax.Array, rate: float | jax.Array | None) -
     """
     if rate is None or not module.has_rng("dropout"):
         return x
-    shape = (x.shape[0], *[1] * (x.ndim - 1))
+    return _kept(module, x, rate, (x.shape[0], *[1] * (x.ndim - 1)))
+
+
+def _kept(
+    module: nn.Module, x: jax.Array, rate: float | jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    """x where a draw of this shape keeps it, rescaled, and 0 elsewhere."""
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, shape)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 

@@ -1,4 +1,4 @@
-"""One vector for each text from a model's last hidden state.
+"""One vector for each text from a model's last hidden state, and vectors of length 1.
 
 Shapes: B batch, T tokens, D hidden size.
 """
@@ -41,10 +41,15 @@ def sentence_embeddings(
         raise ConfigError(f"pooling {pooling!r} is unknown; choose mean, cls or last")
     if not normalize:
         return vectors
-    # The floor under the length is that of torch.nn.functional.normalize.
-    # Under the square root, so that a row of zeros (without tokens) has a finite gradient.
-    squares = jnp.sum(vectors * vectors, -1, keepdims=True)
-    return vectors / jnp.sqrt(jnp.maximum(squares, 1e-24))
+    return unit(vectors)
+
+
+def unit(x: jax.Array, axis: int = -1, epsilon: float = 1e-12) -> jax.Array:
+    """f32 x / max(‖x‖, epsilon), as torch's `normalize`; zeros have a gradient of zero."""
+    x = x.astype(jnp.float32)
+    # The floor is under the square root, so that a row of zeros has a finite gradient.
+    square = jnp.sum(jnp.square(x), axis, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
 
 
 def _mean(x_BTD: jax.Array, mask_BT: jax.Array | None) -> jax.Array:

@@ -17,6 +17,7 @@ from fmjax.nn.activations import activation
 from fmjax.nn.dense import Dense
 from fmjax.nn.outputs import ProjectionOutput
 from fmjax.nn.param import param
+from fmjax.nn.pooling import unit
 
 
 class ProjectionHead(nn.Module):
@@ -146,10 +147,3 @@ class WithHead(nn.Module):
         if self.patch_head is not None:
             inputs["patch_index"] = jnp.zeros((1, 1), jnp.int32)
         return inputs
-
-
-def unit(x: jax.Array, axis: int = -1, epsilon: float = 1e-12) -> jax.Array:
-    """f32 x / max(‖x‖, epsilon), as torch's `normalize`; zeros have a gradient of zero."""
-    x = x.astype(jnp.float32)
-    square = jnp.sum(jnp.square(x), axis, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from fmjax.nn.pooling import unit
+
 
 def koleo_losses(x_BD: jax.Array, weight_B: jax.Array | None = None) -> jax.Array:
     """−log of each row's distance to its nearest neighbour on the sphere.
@@ -19,9 +21,7 @@ def koleo_losses(x_BD: jax.Array, weight_B: jax.Array | None = None) -> jax.Arra
       f32 [B].
     """
     epsilon = 1e-8
-    x = x_BD.astype(jnp.float32)
-    square = jnp.sum(jnp.square(x), -1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
+    x = unit(x_BD, epsilon=epsilon)
     cosines = jnp.matmul(x, x.T, precision="highest")
     B = x.shape[0]
     barred = jnp.eye(B, dtype=bool)

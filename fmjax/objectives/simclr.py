@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.core.errors import ConfigError, DataError
+from fmjax.nn.pooling import unit
 from fmjax.objectives.collapse import centre_norm
 from fmjax.objectives.contrastive import Contrastive, Embeddings
 from fmjax.objectives.inputs import Batch, Metrics, example_weight, output_field
@@ -60,7 +61,7 @@ class SimCLR(Contrastive):
         rngs = {} if rng is None else {"rngs": {"dropout": rng}}
         output = apply(variables, pixel_values=x.reshape(-1, *x.shape[2:]), **rngs)
         views = output_field(output, "image_embeds", 2, "projection").astype(jnp.float32)
-        return {"views": normalized(views).reshape(*x.shape[:2], -1)}
+        return {"views": unit(views, epsilon=1e-6).reshape(*x.shape[:2], -1)}
 
     def compare(self, embeddings: Embeddings, batch: Batch) -> tuple[jax.Array, jax.Array, Metrics]:
         """See `nt_xent_loss`."""
@@ -105,9 +106,3 @@ def nt_xent_loss(
     loss_sum, weight = jnp.sum(losses * weight_B), jnp.sum(weight_B)
     right = jnp.sum((own > across.row_top) * weight_B)
     return loss_sum, weight, {"loss": (loss_sum, weight), "accuracy": (right, weight)}
-
-
-def normalized(x: jax.Array) -> jax.Array:
-    """x / ‖x‖ along the last axis; zeros stay zero, and so do their gradients."""
-    square = jnp.sum(jnp.square(x), -1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
