@@ -121,7 +121,6 @@ class PlanStep:
         return "\n".join(lines), to_json(ranked)
 
     def _case(self) -> Case:
-
         return Case(
             self.model,
             self.topology,

@@ -76,7 +76,7 @@ def resolve(
         )
     found = load_tokenizer(tokenizer or home)
     if not home:
-        changes = _special_ids(found) | changes
+        changes = special_ids(found) | changes
     config = _config(raw, changes, model, heads)
     check_fits(found, config.vocab_size)
     return Start(config, found, None)
@@ -163,7 +163,8 @@ def _read(file: Path) -> dict[str, Any]:
     return raw
 
 
-def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The fields of a config that follow from its tokenizer."""
     names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
     return {name: getattr(tokenizer, name) for name in names}
 

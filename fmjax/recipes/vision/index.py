@@ -63,9 +63,11 @@ def update(
       files: in the order of the new index.
       embed: is called with the new and changed files, if there are any.
     """
-    known: dict[str, int] = {}
+    known: dict[str, tuple[tuple[int, int], np.ndarray]] = {}
     if old is not None and old.model == model:
-        known = {name: i for i, name in enumerate(old.names)}
+        stamps_of = map(tuple, old.stamps.tolist())
+        pairs = zip(stamps_of, old.vectors, strict=True)
+        known = dict(zip(old.names, pairs, strict=True))
     unreadable: dict[Path, str] = {}
     present, stamps = [], []
     for file in files:
@@ -76,12 +78,13 @@ def update(
             gone = isinstance(e, FileNotFoundError)
             unreadable[file] = "no such file" if gone else f"unreadable ({e.strerror})"
     names = [file.relative_to(folder).as_posix() for file in present]
-    same = [
-        name in known and tuple(old.stamps[known[name]]) == stamp  # type: ignore[union-attr]
-        for name, stamp in zip(names, stamps, strict=True)
-    ]
-    new = [i for i, kept in enumerate(same) if not kept]
-    vectors = {i: old.vectors[known[names[i]]] for i, kept in enumerate(same) if kept}  # type: ignore[union-attr]
+    vectors = {
+        i: known[name][1]
+        for i, (name, stamp) in enumerate(zip(names, stamps, strict=True))
+        if name in known and known[name][0] == stamp
+    }
+    kept = len(vectors)
+    new = [i for i in range(len(names)) if i not in vectors]
     if new:
         read, found, refused = embed([present[i] for i in new])
         unreadable |= refused
@@ -98,7 +101,7 @@ def update(
         added=sum(i in vectors for i in new) - changed,
         changed=changed,
         removed=len(known.keys() - set(names)),
-        kept=sum(same),
+        kept=kept,
         unreadable=unreadable,
     )
 

@@ -36,7 +36,6 @@ class Given:
       steps: of the run.
       frozen_steps: of the last layer of DINO's head.
       smallest_crop: share of a picture.
-      batch_size: of the run.
     """
 
     config: ModelConfig
@@ -50,7 +49,6 @@ class Given:
     steps: int
     frozen_steps: int
     smallest_crop: float
-    batch_size: int
 
     @classmethod
     def of(
@@ -77,7 +75,6 @@ class Given:
             optimization.steps,
             optimization.steps // 100 if frozen is None else frozen,
             paper.smallest_crop if crop is None else crop,
-            settings.data.batch_size,
         )
 
     @property

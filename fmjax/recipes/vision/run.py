@@ -15,6 +15,7 @@ from fmjax.objectives import LAST_LAYER, Augmented
 from fmjax.recipes.layout import Layout, lay_out
 from fmjax.recipes.models import compute_dtype
 from fmjax.recipes.options import Adaptation
+from fmjax.recipes.training import METRICS
 from fmjax.recipes.vision.figures import Figures, completed
 from fmjax.recipes.vision.image_sets import Pictures, open_pictures
 from fmjax.recipes.vision.learner import Given, Learner
@@ -38,8 +39,6 @@ from fmjax.train import (
 )
 from fmjax.train.checkpoint import Checkpointer
 from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
-
-METRICS = "metrics.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +189,9 @@ class Run:
         if outcome.stopped:
             print(f"stopped after step {outcome.step}; the same command goes on from there")
             return False
-        last = self._objective(step, outcome.state)
+        last = {k[5:]: v for k, v in outcome.metrics.items() if k.startswith("eval_")}
+        if not last:  # a run that had nothing left to train
+            last = self._objective(step, outcome.state)
         lines = list(measure.summary(outcome.state, before, last))
         self._export(outcome.state)
         if jax.process_index():
@@ -226,10 +227,13 @@ class Run:
         model, params = self.learner.export(state)
         target = Path(self.settings.out) / "model"
         fmjax.save_pretrained(
-            target, model, params, self.start.tokenizer, carry_from=self.start.directory
+            target,
+            model,
+            params,
+            self.start.tokenizer,
+            carry_from=self.start.directory,
+            image_processor=self.start.processor,
         )
-        if jax.process_index() == 0:
-            self.start.processor.save(target)
 
     @property
     def _steps_are_free(self) -> bool:

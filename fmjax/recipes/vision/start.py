@@ -15,7 +15,7 @@ from fmjax.data import Tokenizer, check_fits, load_tokenizer
 from fmjax.data.encoding import encode_batch
 from fmjax.data.images import ImageProcessor, processor_files
 from fmjax.models.config import ModelConfig
-from fmjax.recipes.models import architecture, parse_override
+from fmjax.recipes.models import architecture, parse_override, special_ids
 from fmjax.recipes.vision.pretrain import PretrainImages
 
 
@@ -104,7 +104,7 @@ def resolve_images(settings: PretrainImages) -> ImageStart:
     if hasattr(config, "text_config"):
         tokenizer = _tokenizer(settings, home)
         if home is None:
-            config = config.replace(text_config=_special_ids(tokenizer))
+            config = config.replace(text_config=special_ids(tokenizer))
     config = config.replace(**changes) if changes else config
     if tokenizer is not None:
         check_fits(tokenizer, config.text_config.vocab_size)
@@ -199,11 +199,6 @@ def _check_end(tokenizer: Tokenizer, config: ModelConfig, length: int) -> None:
             f"CLIP reads a text at its last token, id {end}, and this tokenizer ends a text with "
             f"{list(ids[-1:])}; train one with `fmjax tokenizer --kind clip`"
         )
-
-
-def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: getattr(tokenizer, name) for name in names}
 
 
 def _size(config: ModelConfig) -> int:
