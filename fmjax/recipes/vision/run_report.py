@@ -15,7 +15,8 @@ from fmjax.recipes.vision.pictures import neighbours_section, reconstruction_sec
 from fmjax.train import TrainState
 
 SHOWN = 8
-NEAREST = 6
+# With the query a row of the page.
+NEAREST = 4
 _MEASURED = ("eval_knn", "eval_image_to", "eval_text_to", "eval_accuracy", "eval_top5")
 
 
