@@ -1,10 +1,14 @@
 """Runs on images from the command line: they learn, resume, measure, and leave models behind."""
 
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import quick
 
 import fmjax
 from fmjax.cli.main import main
@@ -72,6 +76,40 @@ def test_mae_goes_on_where_it_stopped(tmp_path, capsys):
     page = (parts / "report.html").read_text()
     for title in ("Figures", "What is filled in", "Nearest neighbours"):
         assert f"<h2>{title}</h2>" in page
+
+
+def test_two_processes_learn_and_measure_as_one(tmp_path):
+    """Each reads and decodes half of every batch; figures are of all held-out pictures."""
+    steps = ("--steps", "2", "--log-every", "1", "--eval-every", "2")
+    assert train("mae", "mae-b16", tmp_path / "one", MAE, *steps) == 0
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "fmjax", "train", "--objective", "mae", "--model", "mae-b16"]
+    command += ["--out", str(tmp_path / "two"), *DIGITS, "--override", *MAE, *steps]
+    command += ["--coordinator", place, "--processes", "2", "--process"]
+    pair = [
+        subprocess.Popen(
+            [*command, str(i)],
+            env=quick.environ(2),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    assert "nearest neighbours" in said[0] and "nearest neighbours" not in said[1]
+    one, two = (
+        {(row["step"], k): v for row in log(tmp_path / d) for k, v in row.items() if "loss" in k}
+        for d in ("one", "two")
+    )
+    assert one.keys() == two.keys() and len(one) >= 3
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-4)
+    figures = [log(tmp_path / d)[-1]["eval_knn5"] for d in ("one", "two")]
+    assert figures[0] == pytest.approx(figures[1], abs=1e-9)
+    assert (tmp_path / "two" / "model" / "preprocessor_config.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def _page(names: Sequence[str], files: Sequence[Path], shares: np.ndarray, figur
         tiles = [
             report.Tile(read_image(files[r]), f"{shares[r, i]:.2f}\n{files[r].name}") for r in shown
         ]
-        more = f", {len(shown)} of them" if len(shown) < len(rows) else ""
+        more = f", {len(shown)} of them shown" if len(shown) < len(rows) else ""
         heading = f"{names[i]}: {len(rows):,}{more}"
         sections.append(report.section(heading, report.sheet([tiles])))
     lead = f"{len(files):,} images" + ("" if figure is None else f", accuracy {figure}")
