@@ -62,3 +62,35 @@ class NestedConfig(HeadedConfig):
             if name in self.PARTS and isinstance(value, Mapping)
         }
         return super().replace(**(changes | parts))
+
+
+class ImageTextConfig(NestedConfig):
+    """Base of the configs of an encoder of images and one of texts, whose sizes are its own too.
+
+    Fields of those that extend it: `text_config` and `vision_config`.
+    """
+
+    @property
+    def position_limit(self) -> int:
+        """Tokens of the longest text."""
+        return self.text_config.position_limit
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the position table is made for, in pixels."""
+        return self.vision_config.image_size
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, in pixels."""
+        return self.vision_config.patch_size
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        return self.vision_config.num_channels
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image of `image_size`."""
+        return self.vision_config.num_patches

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from fmjax.models.config import require
 from fmjax.models.heads import Architectures, HeadedConfig
-from fmjax.models.nested import NestedConfig
+from fmjax.models.nested import ImageTextConfig
 from fmjax.models.vision import check_heads, check_square
 
 # Switches of older transformers, and of a head that CLIP has not.
@@ -121,7 +121,7 @@ class CLIPVisionConfig(HeadedConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPConfig(NestedConfig):
+class CLIPConfig(ImageTextConfig):
     """Fields and defaults as in `transformers.CLIPConfig`.
 
     Attributes:
@@ -151,31 +151,6 @@ class CLIPConfig(NestedConfig):
         r"^(classifier\.|text_model\.|text_projection\.|visual_projection\.|logit_scale$)"
     )
     HARMLESS: ClassVar[frozenset[str]] = _HARMLESS
-
-    @property
-    def position_limit(self) -> int:
-        """Tokens of the longest text."""
-        return self.text_config.position_limit
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images that the position table is made for, in pixels."""
-        return self.vision_config.image_size
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch, in pixels."""
-        return self.vision_config.patch_size
-
-    @property
-    def num_channels(self) -> int:
-        """C."""
-        return self.vision_config.num_channels
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of an image of `image_size`."""
-        return self.vision_config.num_patches
 
 
 _BASE = CLIPConfig()

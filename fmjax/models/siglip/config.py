@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from fmjax.models.config import require
 from fmjax.models.heads import Architectures, HeadedConfig
-from fmjax.models.nested import NestedConfig
+from fmjax.models.nested import ImageTextConfig
 from fmjax.models.vision import check_heads, check_square
 
 # Switches of older transformers, and of a head that SigLIP has not.
@@ -102,7 +102,7 @@ class SiglipVisionConfig(HeadedConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SiglipConfig(NestedConfig):
+class SiglipConfig(ImageTextConfig):
     """Fields and defaults as in `transformers.SiglipConfig`.
 
     Attributes:
@@ -143,34 +143,9 @@ class SiglipConfig(NestedConfig):
         )
 
     @property
-    def position_limit(self) -> int:
-        """Tokens of the longest text, to which every text is padded."""
-        return self.text_config.position_limit
-
-    @property
     def projection_dim(self) -> int:
         """P."""
         return self.vision_config.hidden_size
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images that the position table is made for, in pixels."""
-        return self.vision_config.image_size
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch, in pixels."""
-        return self.vision_config.patch_size
-
-    @property
-    def num_channels(self) -> int:
-        """C."""
-        return self.vision_config.num_channels
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of an image of `image_size`."""
-        return self.vision_config.num_patches
 
 
 def _sizes() -> dict[str, SiglipConfig]:
