@@ -112,8 +112,7 @@ def test_what_does_not_fit_is_named(twin):
     call("at most 9 tokens", input_ids=jnp.zeros((1, 10), jnp.int32))
     call("attention_mask .* must have the shape", input_ids=ids, attention_mask=ids[:, 1:])
     call("3 channels", pixel_values=inputs["pixel_values"].transpose(0, 3, 1, 2))
-    spec = peft.PromptTuning(num_virtual_tokens=2)
-    adapter = peft.init(jax.random.key(0), spec, model, params)
+    adapter = {"text_model": {"token_embedding": {"prompt": jnp.zeros((2, 32))}}}
     with pytest.raises(fmjax.FmjaxError, match="no virtual tokens"):
         model.apply({"params": params, "adapter": adapter}, input_ids=ids)
     classes = fmjax.build(model.config, override={"head": "image-classification"})
