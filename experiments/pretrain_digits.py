@@ -21,9 +21,9 @@ from fmjax.recipes.vision import Heads, ImageOptimization, Images, Probing, View
 SMALL = (
     "image_size=8",
     "patch_size=2",
-    "hidden_size=96",
-    "intermediate_size=384",
-    "num_hidden_layers=4",
+    "hidden_size=64",
+    "intermediate_size=256",
+    "num_hidden_layers=3",
     "num_attention_heads=4",
 )
 
@@ -35,7 +35,7 @@ SIMCLR = PretrainImages(
     out=Path("runs/digits/simclr"),
     data=Images(images="digits", batch_size=256, stored_size=8),
     views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.5),
-    heads=Heads(temperature=0.2, projection=64),
+    heads=Heads(temperature=0.2, projection=64, hidden=256),
     optimization=ImageOptimization(steps=1000, learning_rate=1e-3),
     probing=Probing(eval_every=250, checkpoint_every=500),
 )
@@ -61,7 +61,7 @@ DINO = dataclasses.replace(
     objective="dino",
     out=Path("runs/digits/dino"),
     views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.5, local_crops=4, local_size=4),
-    heads=Heads(prototypes=256, teacher_momentum=0.99),
+    heads=Heads(hidden=256, prototypes=256, teacher_momentum=0.99),
     optimization=ImageOptimization(steps=1000, learning_rate=1e-3),
 )
 SUPERVISED = dataclasses.replace(

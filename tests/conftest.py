@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))  # for `quick`
-from quick import FLAGS, LEGACY_FLAGS  # noqa: E402
+from quick import FLAGS, LEGACY_FLAGS, compile_options  # noqa: E402
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 DEVICES = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 "
@@ -28,9 +28,12 @@ from collections.abc import Iterator  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src import compiler  # noqa: E402
 
 jax.devices()  # It has read the flags. libtpu, which ends a process for unknown ones, looks later.
 os.environ["XLA_FLAGS"] = DEVICES + FLAGS
+
+OPTIONS = compiler.get_compile_options
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,6 +48,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     cheap = item.get_closest_marker("optimised") is None
     if jax.config.read("jax_disable_most_optimizations") != cheap:
         jax.config.update("jax_disable_most_optimizations", cheap)
+        compiler.get_compile_options = OPTIONS if cheap else compile_options(OPTIONS)
         jax.clear_caches()
     return (yield)
 

@@ -13,6 +13,8 @@ import fmjax
 from fmjax import quant
 from fmjax.core.tree import flatten
 
+pytestmark = pytest.mark.optimised  # Other emitters of XLA's differ in the last bit.
+
 CASES = [
     *((name, "nf4") for name in MODELS),
     ("llama", "nf4-single"),

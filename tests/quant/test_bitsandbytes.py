@@ -10,6 +10,8 @@ from fmjax import quant
 from fmjax.quant.codebook import DYNAMIC, NF4_BOUNDS, encode_dynamic
 from fmjax.quant.double import ordered_sum
 
+pytestmark = pytest.mark.optimised  # Other emitters of XLA's differ in the last bit.
+
 torch = pytest.importorskip("torch")
 bnb = pytest.importorskip("bitsandbytes.functional")
 

@@ -84,7 +84,7 @@ def test_mae_goes_on_where_it_stopped(tmp_path, capsys):
     ],
 )
 def test_other_objectives(objective, model, more, tmp_path, capsys):
-    steps = ("--steps", "2", "--log-every", "1", "--eval-every", "2", "--accumulate", "1")
+    steps = ("--steps", "2", "--log-every", "1", "--eval-every", "2", "--hidden", "16")
     fields = [f for f in TINY if model != "dinov2-s14" or "intermediate_size" not in f]
     assert train(objective, model, tmp_path / "run", fields, *steps, *more) == 0
     rows = log(tmp_path / "run")

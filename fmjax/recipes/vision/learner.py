@@ -96,6 +96,7 @@ class Given:
         """What all views share, as keyword arguments of `fmjax.data.augment.View`."""
         return {
             "flip": 0.5 if self.views.flip else 0.0,
+            "rand_augment": (2, 9) if self.views.rand_augment else None,
             "scale": (self.smallest_crop, 1.0),
             "mean": self.mean,
             "std": self.std,

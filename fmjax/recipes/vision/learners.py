@@ -48,7 +48,6 @@ def supervised(given: Given) -> Learner:
         augment.supervised(
             given.image_size,
             classes=len(given.classes),
-            rand_augment=(2, 9) if views.rand_augment else None,
             mixup=views.mixup,
             cutmix=views.cutmix,
             **given.view(),
@@ -84,7 +83,9 @@ def simclr(given: Given) -> Learner:
     """Two views of a picture find each other."""
     config = _image_only(given.config, "simclr", "resnet-50").replace(head=None)
     views, execution = given.views, given.execution
-    projection = ProjectionMLP(given.heads.projection, execution=Execution(**execution))
+    projection = ProjectionMLP(
+        given.heads.projection, given.heads.hidden, execution=Execution(**execution)
+    )
     module = _with_head(config, given, projection)
     return Learner(
         module,
@@ -113,7 +114,7 @@ def _distilled(given: Given, objective: Any, views: Any, **more: Any) -> Learner
     if more and hasattr(config, "use_mask_token"):
         config = config.replace(use_mask_token=True)
     heads, steps = given.heads, given.steps
-    head = ProjectionHead(heads.prototypes, execution=Execution(**given.execution))
+    head = ProjectionHead(heads.prototypes, heads.hidden, execution=Execution(**given.execution))
     module = _with_head(config, given, head)
     colours = {} if given.views.color else {"jitter": (0.0,) * 4, "gray_probability": 0.0}
     if not given.views.blur:

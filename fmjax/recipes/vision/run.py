@@ -266,7 +266,7 @@ def _check(settings: PretrainImages) -> None:
     crop = views.smallest_crop
     if crop is not None and not 0 < crop <= 1:
         raise ConfigError(f"--smallest-crop {crop} must lie in 0 to 1")
-    only = {"rand_augment": "supervised", "mixup": "supervised", "cutmix": "supervised"}
+    only = {"mixup": "supervised", "cutmix": "supervised"}
     for name, objective in only.items():
         if getattr(views, name) and settings.objective != objective:
             raise ConfigError(

@@ -51,7 +51,7 @@ class Views:
       local_crops: Small crops beside the two large ones; dino and dinov2 only.
       local_size: Side of the small crops in pixels, whole patches. Without it about 0.43 of
         --image-size.
-      rand_augment: RandAugment with two operations of magnitude 9; supervised only.
+      rand_augment: RandAugment on each view, with two operations of magnitude 9.
       mixup: Parameter of the Beta distribution that two pictures and their labels are mixed by; 0
         for none, 0.8 is usual; supervised only.
       cutmix: The same of pasting a piece of one picture into another; 1 is usual; supervised only.
@@ -75,6 +75,7 @@ class Heads:
     Attributes:
       label_smoothing: Share of a label that is spread over all classes; supervised only.
       projection: Width of the vectors that simclr compares.
+      hidden: Width of the layers of the heads of simclr, dino and dinov2.
       prototypes: Outputs of the head of dino and dinov2; the papers' are 65536 and 131072.
       temperature: Of simclr's softmax.
       teacher_momentum: Of the teacher's weights at the start, which goes to 1; dino, dinov2. Small
@@ -86,6 +87,7 @@ class Heads:
 
     label_smoothing: float = 0.1
     projection: int = 128
+    hidden: int = 2048
     prototypes: int = 4096
     temperature: float = 0.1
     teacher_momentum: float = 0.996
