@@ -7,18 +7,22 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmjax.core.errors import DataError
+from fmjax.core.adapter import COLLECTION
+from fmjax.core.errors import ConfigError, DataError
 from fmjax.core.execution import Execution
 from fmjax.core.logical import constrain
+from fmjax.nn import prefix_port, prompt_port
 from fmjax.nn.embed import Embed
 from fmjax.nn.encoder_block import PreNormBlock
 from fmjax.nn.interpolate import interpolate_grid
 from fmjax.nn.masks import Mask
 from fmjax.nn.outputs import ContrastiveOutput, EncoderOutput
 from fmjax.nn.pooling import unit
+from fmjax.nn.ports import check_expanded
 from fmjax.nn.stack import apply_layers
 
 STACK = "layers"
@@ -131,6 +135,21 @@ def check_text(limit: int, input_ids: jax.Array, **others: jax.Array | None) -> 
     for name, x in others.items():
         if x is not None and x.shape != input_ids.shape:
             raise DataError(f"{name} {x.shape} must have the shape of input_ids {input_ids.shape}")
+
+
+def check_adapter(model: nn.Module) -> None:
+    """Refuses adapters that would not act; the entry of every model calls it.
+
+    Raises:
+      ConfigError: an adapter that is still to be computed, or one of virtual tokens.
+    """
+    check_expanded(model)
+    adapter = model.variables.get(COLLECTION, {})
+    if prompt_port.length(adapter) or prefix_port.length(adapter):
+        raise ConfigError(
+            f"a {model.config.model_type} model reads no virtual tokens before its inputs; adapt "
+            "it with LoRA or IA3"
+        )
 
 
 def check_given(head: str | None, input_ids: Any, pixel_values: Any) -> None:

@@ -14,11 +14,17 @@ from fmjax.models.clip.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfi
 from fmjax.models.clip.start import normal
 from fmjax.models.clip.text import TextTower
 from fmjax.models.clip.vision import VisionTower
-from fmjax.models.towers import STACK, check_given, compare, dummy_images, dummy_texts
+from fmjax.models.towers import (
+    STACK,
+    check_adapter,
+    check_given,
+    compare,
+    dummy_images,
+    dummy_texts,
+)
 from fmjax.nn.dense import Dense
 from fmjax.nn.learned import learned
 from fmjax.nn.outputs import ContrastiveOutput, EncoderOutput, ImageClassifierOutput
-from fmjax.nn.ports import check_expanded
 
 __all__ = ["CLIP", "STACK", "CLIPText", "CLIPVision"]
 
@@ -64,7 +70,7 @@ class CLIP(nn.Module):
           DataError: inputs that are missing or do not fit.
         """
         cfg, ex = self.config, self.execution
-        check_expanded(self)
+        check_adapter(self)
         check_given(cfg.head, input_ids, pixel_values)
         vision = text = images = texts = None
         if pixel_values is not None:
@@ -117,7 +123,7 @@ class CLIPText(nn.Module):
     ) -> EncoderOutput | ContrastiveOutput:
         """As `CLIP` of texts; what transformers calls text_embeds here is text_features."""
         cfg, ex = self.config, self.execution
-        check_expanded(self)
+        check_adapter(self)
         tower = TextTower(cfg, ex, name="text_model")
         text = tower(input_ids, attention_mask, position_ids, output_hidden_states)
         if cfg.head is None:
@@ -148,7 +154,7 @@ class CLIPVision(nn.Module):
     ) -> EncoderOutput | ContrastiveOutput:
         """As `CLIP` of images; what transformers calls image_embeds here is image_features."""
         cfg, ex = self.config, self.execution
-        check_expanded(self)
+        check_adapter(self)
         vision = VisionTower(cfg, ex, name="vision_model")(pixel_values, output_hidden_states)
         if cfg.head is None:
             return vision

@@ -13,11 +13,17 @@ import jax.numpy as jnp
 from fmjax.core.execution import Execution
 from fmjax.models.siglip.config import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 from fmjax.models.siglip.towers import TextTower, VisionTower
-from fmjax.models.towers import STACK, check_given, compare, dummy_images, dummy_texts
+from fmjax.models.towers import (
+    STACK,
+    check_adapter,
+    check_given,
+    compare,
+    dummy_images,
+    dummy_texts,
+)
 from fmjax.nn.dense import Dense
 from fmjax.nn.learned import learned
 from fmjax.nn.outputs import ContrastiveOutput, EncoderOutput, ImageClassifierOutput
-from fmjax.nn.ports import check_expanded
 
 __all__ = ["STACK", "Siglip", "SiglipText", "SiglipVision"]
 
@@ -60,7 +66,7 @@ class Siglip(nn.Module):
           DataError: inputs that are missing or do not fit.
         """
         cfg, ex = self.config, self.execution
-        check_expanded(self)
+        check_adapter(self)
         check_given(cfg.head, input_ids, pixel_values)
         vision = text = None
         if pixel_values is not None:
@@ -121,7 +127,7 @@ class SiglipText(nn.Module):
         output_hidden_states: bool = False,
     ) -> EncoderOutput:
         """As `Siglip` of texts; pooler_output f32 [J, P]."""
-        check_expanded(self)
+        check_adapter(self)
         tower = TextTower(self.config, self.execution, name="text_model")
         return tower(input_ids, attention_mask, position_ids, output_hidden_states)
 
@@ -146,7 +152,7 @@ class SiglipVision(nn.Module):
         self, pixel_values: jax.Array, output_hidden_states: bool = False
     ) -> EncoderOutput:
         """As `Siglip` of images."""
-        check_expanded(self)
+        check_adapter(self)
         tower = VisionTower(self.config, self.execution, name="vision_model")
         return tower(pixel_values, output_hidden_states)
 
