@@ -30,6 +30,7 @@ from fmjax.evals.reconstruction import Reconstruction, as_images, reconstruction
 from fmjax.evals.retrieval import Retrieval, retrieval
 from fmjax.evals.sgd import fit_sgd
 from fmjax.evals.tagging import tagging_metrics
+from fmjax.evals.whitening import whiten
 from fmjax.evals.zero_shot import TEMPLATES, class_embeddings, zero_shot, zero_shot_probabilities
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "sums_interval",
     "tagging_intervals",
     "tagging_metrics",
+    "whiten",
     "zero_shot",
     "zero_shot_probabilities",
 ]

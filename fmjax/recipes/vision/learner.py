@@ -36,6 +36,7 @@ class Given:
       steps: of the run.
       frozen_steps: of the last layer of DINO's head.
       smallest_crop: share of a picture.
+      pooling: of the settings: what features are taken from.
     """
 
     config: ModelConfig
@@ -49,6 +50,7 @@ class Given:
     steps: int
     frozen_steps: int
     smallest_crop: float
+    pooling: str = "auto"
 
     @classmethod
     def of(
@@ -75,6 +77,7 @@ class Given:
             optimization.steps,
             optimization.steps // 100 if frozen is None else frozen,
             paper.smallest_crop if crop is None else crop,
+            settings.probing.features,
         )
 
     @property

@@ -209,25 +209,45 @@ def features(config: ModelConfig, given: Given, pooling: str, part: str = "") ->
 
     Args:
       config: of the encoder without a head.
-      given: how it is executed.
-      pooling: "cls", "mean" of the patches, or "pooler", the model's own.
+      given: how it is executed, and the pooling where the settings name one.
+      pooling: else; see `pool`.
       part: of the parameters, that the encoder's stand under.
+
+    Raises:
+      ConfigError: an encoder without what the settings name.
     """
+    if given.pooling != "auto":
+        pooling = given.pooling
+        if config.model_type in _POOLED:
+            raise ConfigError(
+                f"--features {pooling}: the tokens of a {config.model_type} are not compared here; "
+                "leave it out for the encoder's own vectors"
+            )
+    first = 1 + getattr(config, "num_register_tokens", 0)
     encoder = fmjax.build(config, **given.execution)
 
     def features(variables: Any, extra: Any, pixels: jax.Array) -> jax.Array:
         params = variables["params"][part] if part else variables["params"]
-        return pool(encoder.apply({"params": params}, pixel_values=pixels), pooling)
+        return pool(encoder.apply({"params": params}, pixel_values=pixels), pooling, first)
 
     return features
 
 
-def pool(output: Any, pooling: str) -> jax.Array:
-    """f32 [B, D] of an encoder's output; see `features`."""
+def pool(output: Any, pooling: str, first: int = 1) -> jax.Array:
+    """f32 [B, D] of an encoder's output.
+
+    Args:
+      output: of the encoder.
+      pooling: "cls", "mean" of the patches, "patches", side by side, or "pooler", the model's own.
+      first: tokens before the patches.
+    """
     if pooling == "pooler":
         return output.pooler_output.reshape(len(output.pooler_output), -1).astype(jnp.float32)
     tokens = output.last_hidden_state.astype(jnp.float32)
-    return tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(1)
+    if pooling == "cls":
+        return tokens[:, 0]
+    patches = tokens[:, first:]
+    return patches.mean(1) if pooling == "mean" else patches.reshape(len(patches), -1)
 
 
 def _normed(objective: Any, config: ModelConfig) -> Any:

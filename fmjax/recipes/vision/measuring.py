@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmjax.core import logical
-from fmjax.evals import Figure, Retrieval, collect, knn, retrieval
+from fmjax.evals import Figure, Retrieval, collect, knn, retrieval, whiten
 from fmjax.parallel import shard_batch
 from fmjax.recipes.layout import Layout
 from fmjax.recipes.vision.image_sets import Pictures
@@ -69,13 +69,12 @@ class Measure:
         """Of the class that the nearest training pictures vote for, by the model's features."""
         return self._vote(self._features(state))
 
-    def features(self, state: TrainState, raw: Mapping[str, Any]) -> np.ndarray:
-        """f32[B, D] of a raw batch that this process has whole."""
-        return collect(lambda batch: batch["features"], self._over([raw], self._features(state)))[0]
-
-    def bank(self, state: TrainState) -> np.ndarray:
-        """f32[N, D] of the training pictures that held-out ones are compared with."""
-        return self._collected(self.pictures.bank, self._features(state))[0]
+    def compared(self, state: TrainState, raw: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """(f32[N, D], f32[B, D]): as `accuracy` compares them, the training pictures that held-out
+        ones are compared with, and a raw batch that this process has whole."""
+        features = self._features(state)
+        both = [self._collected(of, features)[0] for of in (self.pictures.bank, [raw])]
+        return self._whitened(*both) if self.probing.whiten else tuple(both)
 
     def retrieval(self, state: TrainState) -> Retrieval:
         """Held-out pictures and captions find each other."""
@@ -103,12 +102,18 @@ class Measure:
         if self.learner.needs == "labels":
             yield ", ".join(f"{name} {last[name]:.4f}" for name in LABELLED if name in last)
         if self.votes:
-            ours, pixels = self.accuracy(state), self._vote(self._pixels)
-            line = f"accuracy of the {self.neighbours} nearest neighbours: {ours}; pixels {pixels}"
-            line += "" if before is None else f", encoder before training {before}"
-            yield line
-            others = [pixels.value] + ([before.value] if before else [])
-            yield f"margin over the better of these: {ours.value - max(others):+.3f}"
+            ours, others = (
+                self.accuracy(state),
+                {"pixels": self._vote(self._pixels, whitened=False)},
+            )
+            if self.probing.whiten:
+                others["whitened pixels"] = self._vote(self._pixels)
+            if before is not None:
+                others["encoder before training"] = before
+            beside = ", ".join(f"{name} {figure}" for name, figure in others.items())
+            yield f"accuracy of the {self.neighbours} nearest neighbours: {ours}; {beside}"
+            margin = ours.value - max(figure.value for figure in others.values())
+            yield f"margin over the best of these: {margin:+.3f}"
         if self.retrieves:
             found = self.retrieval(state)
             for name in ("image_to_text", "text_to_image"):
@@ -118,10 +123,15 @@ class Measure:
                 )
                 yield f"{name.replace('_', ' ')}: {figures}; median rank {way.median_rank:g}"
 
-    def _vote(self, features: Embed) -> Figure:
-        bank = self._collected(self.pictures.bank, features)
-        queries = self._collected(self.pictures.held_out, features)
-        return knn(*bank, *queries, ks=(self.neighbours,))[self.neighbours]
+    def _vote(self, features: Embed, whitened: bool = True) -> Figure:
+        bank, labels = self._collected(self.pictures.bank, features)
+        queries, truth = self._collected(self.pictures.held_out, features)
+        if whitened and self.probing.whiten:
+            bank, queries = self._whitened(bank, queries)
+        return knn(bank, labels, queries, truth, ks=(self.neighbours,))[self.neighbours]
+
+    def _whitened(self, bank: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return whiten(bank, queries, min(self.probing.whiten, len(bank) - 1, bank.shape[1]))
 
     def _collected(self, batches: Iterable[Any], features: Embed) -> Any:
         return collect(lambda batch: batch["features"], self._over(batches, features))

@@ -285,6 +285,15 @@ def _check(settings: PretrainImages) -> None:
     for name, value in least.items():
         if value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if probing.whiten < 0:
+        raise ConfigError(f"--whiten {probing.whiten} must be at least 1, or 0 for none")
+    if settings.objective in ("supervised", "clip", "siglip"):
+        for name, unused in (("features", "auto"), ("whiten", 0)):
+            if getattr(probing, name) != unused:
+                raise ConfigError(
+                    f"--{name} is of the vote by neighbours, which --objective "
+                    f"{settings.objective} has not; leave it out"
+                )
     crop = views.smallest_crop
     if crop is not None and not 0 < crop <= 1:
         raise ConfigError(f"--smallest-crop {crop} must lie in 0 to 1")

@@ -98,8 +98,8 @@ def _shown(measure: Measure, raw: Mapping[str, Any]) -> list[np.ndarray]:
 
 
 def _neighbours(measure: Measure, state: TrainState, raw: Mapping[str, Any]) -> str:
-    bank = measure.bank(state)
-    found = nearest(measure.features(state, raw), bank, min(NEAREST, len(bank)))
+    bank, shown = measure.compared(state, raw)
+    found = nearest(shown, bank, min(NEAREST, len(bank)))
     wanted, places = np.unique(found.indices, return_inverse=True)
     rows = _rows(measure.pictures.bank, wanted)
     return neighbours_section(

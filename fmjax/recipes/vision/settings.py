@@ -135,6 +135,11 @@ class Probing:
     Attributes:
       eval_every: Steps between evaluations; 0 for none but the last.
       neighbours: Of the vote by the nearest training pictures, where there are labels.
+      features: By what pictures are compared: the pooling that the objective trains (auto), the
+        class token, the mean of the patches, or all patches side by side, which keeps where things
+        are.
+      whiten: Principal components of the training pictures' features that all are brought to before
+        they are compared, with one variance on each; 0 compares them as they are.
       bank: Training pictures that are compared with at most.
       held_out: Held-out pictures that are measured on at most.
       checkpoint_every: Steps between checkpoints. One is always written at the end and on
@@ -146,6 +151,8 @@ class Probing:
 
     eval_every: int = 500
     neighbours: int = 20
+    features: Literal["auto", "cls", "mean", "patches"] = "auto"
+    whiten: int = 0
     bank: int = 50_000
     held_out: int = 10_000
     checkpoint_every: int = 500

@@ -1,0 +1,45 @@
+"""Features as MAE's linear probe normalises them, and further: centred, turned, of one variance.
+
+Shapes: M vectors of the bank, Q queries, D width, C components.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fmjax.core.errors import ConfigError
+from fmjax.evals.features import checked, same_width
+
+
+def whiten(bank: Any, queries: Any, components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both by the principal components of the bank, each brought to variance 1 there.
+
+    Cosines of vectors that share a large part, such as what position embeddings add to all images,
+    say little; here it is taken away, and no direction outweighs the others.
+
+    Args:
+      bank: f[M, D], such as training examples.
+      queries: f[Q, D].
+      components: C; those of the largest variance stay, at most M − 1 and D of them.
+
+    Returns:
+      (bank f32[M, C], queries f32[Q, C]).
+
+    Raises:
+      DataError: no vector, or vectors of different lengths.
+      ConfigError: components out of range.
+    """
+    from sklearn.decomposition import PCA
+
+    bank, queries = checked(bank, "bank"), checked(queries, "query")
+    same_width(queries, bank, "query", "bank")
+    most = min(len(bank) - 1, bank.shape[1])
+    if not 1 <= components <= most:
+        raise ConfigError(
+            f"{components} components: {len(bank)} vectors of width {bank.shape[1]} have at "
+            f"least 1 and at most {most}"
+        )
+    # In float64: squares of small directions beside those of large ones.
+    bank, queries = bank.astype(np.float64), queries.astype(np.float64)
+    turn = PCA(components, whiten=True, random_state=0).fit(bank)
+    return turn.transform(bank).astype(np.float32), turn.transform(queries).astype(np.float32)
