@@ -60,14 +60,28 @@ MAE = dataclasses.replace(
     views=Views(flip=False, smallest_crop=1.0),
     heads=Heads(),
     optimization=ImageOptimization(steps=3000, learning_rate=1e-3),
+    # What a patch holds is what is around it, so where it is counts; all are much alike.
+    probing=Probing(eval_every=500, checkpoint_every=500, features="patches", whiten=48),
 )
+# Small crops of 8 pixels show nothing, and a digit in inverted tones is another picture. So small
+# an encoder starts with larger weights and a sharp teacher, for its features to differ at all.
 DINO = dataclasses.replace(
     SIMCLR,
     objective="dino",
+    override=(*SIMCLR.override, "initializer_range=0.1"),
     out=Path("runs/digits/dino"),
-    views=Views(flip=False, color=0.5, blur=False, smallest_crop=0.6, local_crops=4, local_size=4),
-    heads=Heads(hidden=256, prototypes=256, teacher_momentum=0.99),
-    optimization=ImageOptimization(steps=1000, learning_rate=2e-3),
+    views=Views(
+        flip=False, color=0.3, blur=False, solarize=False, smallest_crop=0.6, local_crops=0
+    ),
+    heads=Heads(
+        hidden=256,
+        head_range=0.1,
+        prototypes=64,
+        teacher_momentum=0.99,
+        teacher_temperature=0.02,
+    ),
+    optimization=ImageOptimization(steps=2000, learning_rate=2e-3),
+    probing=Probing(eval_every=250, checkpoint_every=500, features="patches"),
 )
 SUPERVISED = dataclasses.replace(
     SIMCLR,

@@ -36,12 +36,6 @@ os.environ["XLA_FLAGS"] = DEVICES + FLAGS
 OPTIONS = compiler.get_compile_options
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "optimised: compiled as users' programs are, to look at memory or HLO"
-    )
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Before all fixtures of a test; programs of the other kind are not for it."""

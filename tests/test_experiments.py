@@ -18,6 +18,7 @@ def test_docstrings(file):
         assert f"\n- {line}" in doc
 
 
+@pytest.mark.slow
 def test_both_run_smaller(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = "--steps 2 --warmup 1 --batch-size 8 --sequence-length 16 --eval-every 0".split()
@@ -37,6 +38,7 @@ def test_both_run_smaller(tmp_path, monkeypatch):
     assert (tmp_path / "runs/adapt_movie_reviews/dora/adapter/adapter_config.json").is_file()
 
 
+@pytest.mark.slow
 def test_bert_runs_smaller(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = next(file for file in FILES if file.stem == "pretrain_bert_kjv")

@@ -42,6 +42,7 @@ def test_quickstart(tmp_path, monkeypatch):
 
 
 @quiet
+@pytest.mark.slow
 def test_finetune(tmp_path, monkeypatch):
     texts = [review["text"] for review in load_corpus("movie_reviews")[:200]]
     tokenizer = train_wordpiece(texts, tmp_path / "tokenizer", 400)

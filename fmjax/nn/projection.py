@@ -4,6 +4,7 @@ Shapes: R images, T tokens, N patches, D hidden size, K outputs of the head, G g
 M patches of a group.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -29,6 +30,7 @@ class ProjectionHead(nn.Module):
       bottleneck: width of what is brought to length 1.
       layers: of the MLP, at least 1.
       act: name of its activation.
+      kernel_init: of the MLP's kernels.
       learned_scale: a length for each prototype; else all have length 1, as in the published runs
         (`norm_last_layer`).
       execution: precision; the result is float32.
@@ -39,6 +41,7 @@ class ProjectionHead(nn.Module):
     bottleneck: int = 256
     layers: int = 3
     act: str = "gelu"
+    kernel_init: Callable[..., jax.Array] = nn.initializers.normal(0.02)
     learned_scale: bool = False
     execution: Execution = Execution()
 
@@ -51,7 +54,7 @@ class ProjectionHead(nn.Module):
             last = i == self.layers - 1
             axes = (names[i % 2], None if last else names[(i + 1) % 2])
             width = self.bottleneck if last else self.hidden
-            x = Dense(width, axes, True, execution=ex, name=f"dense_{i}")(x)
+            x = Dense(width, axes, True, self.kernel_init, ex, name=f"dense_{i}")(x)
             x = x if last else activation(self.act)(x)
         return Prototypes(self.features, self.learned_scale, ex, name="last_layer")(unit(x))
 

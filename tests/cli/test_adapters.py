@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pytest
 
 import fmjax
 from fmjax import peft
@@ -36,6 +37,7 @@ def test_merging_tells_how_far_the_logits_are(model_dir, tmp_path, capsys):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_packed_base_is_merged_where_it_is_said(model_dir, tmp_path, capsys, fails, monkeypatch):
     model, packed = fmjax.from_pretrained(model_dir, quantize="nf4")
     adapter, own = saved(tmp_path / "adapter", model, packed)

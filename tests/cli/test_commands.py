@@ -176,6 +176,7 @@ def test_train_goes_on_from_a_model_directory(model_dir, text, tmp_path):
     assert list((run / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_lora_then_merge_eval_and_generate(finetune_args, model_dir, text, tmp_path, capsys):
     adapter, merged = tmp_path / "run" / "adapter", tmp_path / "merged"
     assert main(finetune_args) == 0
@@ -244,6 +245,7 @@ def test_doctor(capsys):
     assert "8 × cpu" in text and "GFLOP/s" in text and f"jax {jax.__version__}" in text
 
 
+@pytest.mark.slow
 def test_a_stopped_run_saves_and_goes_on(train_args, tmp_path):
     run = tmp_path / "run"
     arguments = with_steps(train_args, 100_000)
@@ -269,7 +271,7 @@ def test_a_stopped_run_saves_and_goes_on(train_args, tmp_path):
 @pytest.mark.parametrize(
     "flags",
     [
-        "--method qlora --moments int8",
+        pytest.param("--method qlora --moments int8", marks=pytest.mark.slow),
         "--method dora",
         "--method prefix --virtual-tokens 3 --projection",
         "--method prompt --virtual-tokens 3 --prompt-text In",

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import pytest
 from quick import environ
 
 import fmjax
@@ -35,6 +36,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path):
     model = fmjax.build(SMALL)
     fmjax.save_pretrained(tmp_path / "in", model, fmjax.init_params(model, jax.random.key(0)))

@@ -78,6 +78,7 @@ print("compiled")
 """
 
 
+@pytest.mark.slow
 def test_the_compiler_gathers_no_activation_against_its_will() -> None:
     # A cache would keep the compiler from saying anything.
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}

@@ -188,6 +188,7 @@ def on_some(data=1, **sizes):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_stages_give_the_loss_and_gradients_of_one_device(name):
     *case, sizes, execution = CASES[name]
     loss, grads = alone(*case)

@@ -37,6 +37,7 @@ def compiled_quickly():
         yield
 
 
+@pytest.mark.slow
 def test_a_vit_learns_on_a_mesh_and_its_teacher_is_saved_alone(tmp_path):
     backbone = fmjax.build(CONFIG)
     model = WithHead(backbone, ProjectionHead(32, hidden=16, bottleneck=8))

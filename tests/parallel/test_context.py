@@ -192,6 +192,7 @@ def test_recomputation(remat):
     agree(LLAMA, "packed", remat=remat, context=4, data=2)
 
 
+@pytest.mark.slow
 def test_training_is_that_of_one_device():
     """Packed rows, accumulation, mixed recomputation: the same losses for five steps."""
 
@@ -217,6 +218,7 @@ def test_training_is_that_of_one_device():
 
 
 @pytest.mark.optimised
+@pytest.mark.slow
 def test_activation_memory_falls_with_the_context_axis():
     """Peak temporaries of a whole step of the loss, at 1, 2, 4 and 8 devices."""
     config = LLAMA | {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 8}

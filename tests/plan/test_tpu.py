@@ -102,6 +102,7 @@ def test_what_does_not_fit_is_told_what_to_change() -> None:
     assert "what to change" in str(result)
 
 
+@pytest.mark.slow
 def test_frozen_weights_of_four_bits_take_a_quarter_of_bfloat16() -> None:
     found = {
         method: plan_case(

@@ -123,6 +123,7 @@ def test_dense_over_packed_is_dense_over_the_dequantised_kernel(
         (GPT2, "nf4", True, "none"),
     ],
 )
+@pytest.mark.slow
 def test_models_and_gradients_are_those_of_dequantised_kernels(config, fmt, scan, remat) -> None:
     model = fmjax.build(config, scan_layers=scan, remat=remat)
     params = fmjax.init_params(model, jax.random.key(0))

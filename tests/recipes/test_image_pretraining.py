@@ -77,6 +77,7 @@ def same_figures(out: Path, wanted: Path) -> None:
     assert ours == theirs and len(theirs) >= 4
 
 
+@pytest.mark.slow
 def test_mae_goes_on_where_it_stopped(tmp_path, capsys):
     steps = ("--warmup", "0", "--log-every", "1", "--eval-every", "2", "--checkpoint-every", "2")
     more = (*steps, "--steps", "4", "--features", "patches", "--whiten", "9")
@@ -96,6 +97,7 @@ def test_mae_goes_on_where_it_stopped(tmp_path, capsys):
         assert f"<h2>{title}</h2>" in page
 
 
+@pytest.mark.slow
 def test_two_processes_learn_and_measure_as_one(tmp_path):
     """Each reads and decodes half of every batch; figures are of all held-out pictures."""
     steps = ("--steps", "2", "--log-every", "1", "--eval-every", "2")
@@ -143,6 +145,7 @@ RESNET = ["embedding_size=8", "hidden_sizes=[16]", "depths=[1]", 'layer_type="ba
         ("supervised", "vit-ti16", ("--mixup", "0.8", "--cutmix", "1", "--rand-augment")),
     ],
 )
+@pytest.mark.slow
 def test_others_go_on_where_they_stopped(objective, model, more, tmp_path):
     steps = ("--log-every", "1", "--eval-every", "2", "--checkpoint-every", "2", "--hidden", "16")
     fields = [f for f in TINY if model != "dinov2-s14" or "intermediate_size" not in f]
@@ -164,6 +167,7 @@ def test_others_go_on_where_they_stopped(objective, model, more, tmp_path):
         assert any("eval_knn5" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_from_a_directory_on_folders_of_pictures(tmp_path, capsys):
     """What one run leaves behind starts the next, whose held-out pictures are in a folder."""
     assert train("supervised", "vit-ti16", tmp_path / "first", TINY, "--steps", "1") == 0
@@ -219,6 +223,7 @@ def two_towers(objective: str, model: str, pairs: Path, out: Path, *more: str) -
 @pytest.mark.parametrize(
     "objective, model", [("clip", "clip-vit-b32"), ("siglip", "siglip-b16-224")]
 )
+@pytest.mark.slow
 def test_pictures_and_captions(objective, model, pairs, tmp_path, capsys):
     out = tmp_path / "run"
     more = ("--caption-length", "6", "--accumulate", "2") if objective == "siglip" else ()

@@ -87,6 +87,7 @@ def test_broken_off_runs_stop_at_the_same_step(tmp_path, unbroken, at):
 
 
 @pytest.mark.parametrize(("number", "batch"), [(signal.SIGKILL, 12), (signal.SIGTERM, 5)])
+@pytest.mark.slow
 def test_killed_and_terminated(tmp_path, unbroken, number, batch):
     def start(*own):
         command = [sys.executable, str(SCRIPT), str(tmp_path), *map(str, own)]

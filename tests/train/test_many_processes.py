@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from quick import environ
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(many_processes.__file__)
 STEPS = 9
 MESH = {"data": 1, "fsdp": 8}

@@ -14,6 +14,8 @@ from fmjax.objectives import CausalLM, MaskedLM
 from fmjax.parallel import make_mesh
 from fmjax.train import adamw, fit, make_step
 
+pytestmark = pytest.mark.slow
+
 GPT2 = {
     "model_type": "gpt2",
     "vocab_size": 400,

@@ -68,6 +68,7 @@ def stop(out_dir, number, batch):
 
 # Batch 6 comes right after a save has started in the background.
 @pytest.mark.parametrize("batch", [6, "any"])
+@pytest.mark.slow
 def test_killed(tmp_path, unbroken, batch):
     batch = random.randrange(STEPS) if batch == "any" else batch
     kill(tmp_path, batch)
@@ -76,6 +77,7 @@ def test_killed(tmp_path, unbroken, batch):
     assert log(tmp_path) == unbroken, f"killed at batch {batch}"
 
 
+@pytest.mark.slow
 def test_terminated_at_a_step_with_an_evaluation(tmp_path, unbroken):
     # Batch 4 makes step 5, where an evaluation is due and no checkpoint.
     out, err = stop(tmp_path, signal.SIGTERM, 4)
@@ -88,6 +90,7 @@ def test_terminated_at_a_step_with_an_evaluation(tmp_path, unbroken):
     assert log(tmp_path) == unbroken
 
 
+@pytest.mark.slow
 def test_interrupted_from_the_keyboard(tmp_path, unbroken):
     out, _ = stop(tmp_path, signal.SIGINT, 6)
     assert "stopped 7" in out

@@ -117,7 +117,12 @@ def _distilled(given: Given, objective: Any, views: Any, **more: Any) -> Learner
     if more and hasattr(config, "use_mask_token"):
         config = config.replace(use_mask_token=True)
     heads, steps = given.heads, given.steps
-    head = ProjectionHead(heads.prototypes, heads.hidden, execution=Execution(**given.execution))
+    head = ProjectionHead(
+        heads.prototypes,
+        heads.hidden,
+        kernel_init=nn.initializers.normal(heads.head_range),
+        execution=Execution(**given.execution),
+    )
     module = _with_head(config, given, head)
     strength = given.views.color
     colours: dict[str, Any] = {"jitter": tuple(strength * j for j in _JITTER)}
@@ -125,7 +130,7 @@ def _distilled(given: Given, objective: Any, views: Any, **more: Any) -> Learner
         colours["gray_probability"] = 0.0
     if not given.views.blur:
         colours["blur_probability"] = 0.0
-    if not given.views.color:
+    if not strength or not given.views.solarize:
         colours["solarize_probability"] = 0.0
     small = given.views.local_size or _local_size(given)
     view = given.view()
@@ -139,12 +144,14 @@ def _distilled(given: Given, objective: Any, views: Any, **more: Any) -> Learner
         **view,
         **colours,
     )
+    # Sharp enough from the start, where the end is sharper than the published start.
+    first = min(0.04, heads.teacher_temperature)
     warm = max(round(0.3 * steps), 1)
     return Learner(
         module,
         _normed(
             objective(
-                teacher_temperature=schedules.ramp(0.04, heads.teacher_temperature, warm),
+                teacher_temperature=schedules.ramp(first, heads.teacher_temperature, warm),
                 teacher_momentum=schedules.cosine(heads.teacher_momentum, 1.0, steps),
                 freeze_last_layer=given.frozen_steps,
             ),

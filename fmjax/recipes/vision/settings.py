@@ -48,6 +48,8 @@ class Views:
       color: Strength of the changes of colour of simclr, dino and dinov2, of which the published
         is 1; 0 for none, shades of grey and inverted tones included.
       blur: Blur views as simclr and dino do; small pictures go without.
+      solarize: Invert the bright tones of some views as dino and dinov2 do; not where that makes
+        another picture of it.
       smallest_crop: Share of the picture that a crop shows at least. Without it as published: 0.08
         (supervised, simclr), 0.2 (mae), 0.4 (dino), 0.32 (dinov2), 0.9 (clip, siglip).
       local_crops: Small crops beside the two large ones; dino and dinov2 only.
@@ -62,6 +64,7 @@ class Views:
     flip: bool = True
     color: float = 1.0
     blur: bool = True
+    solarize: bool = True
     smallest_crop: float | None = None
     local_crops: int = 8
     local_size: int = 0
@@ -78,11 +81,14 @@ class Heads:
       label_smoothing: Share of a label that is spread over all classes; supervised only.
       projection: Width of the vectors that simclr compares.
       hidden: Width of the layers of the heads of simclr, dino and dinov2.
+      head_range: Standard deviation of the first weights of the head of dino and dinov2, the
+        published 0.02; a narrow head wants more, or all pictures look alike to it.
       prototypes: Outputs of the head of dino and dinov2; the papers' are 65536 and 131072.
       temperature: Of simclr's softmax.
       teacher_momentum: Of the teacher's weights at the start, which goes to 1; dino, dinov2. Small
         batches want more, 0.9995 at 256.
-      teacher_temperature: Of the teacher's softmax after its warm-up; dino, dinov2.
+      teacher_temperature: Of the teacher's softmax after its warm-up from 0.04 or below; dino,
+        dinov2.
       frozen_head_steps: Updates before the last layer of the head of dino and dinov2 is trained;
         without it the first hundredth of the run, an epoch of a hundred.
     """
@@ -90,6 +96,7 @@ class Heads:
     label_smoothing: float = 0.1
     projection: int = 128
     hidden: int = 2048
+    head_range: float = 0.02
     prototypes: int = 4096
     temperature: float = 0.1
     teacher_momentum: float = 0.996

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 TINY = "--steps 2 --batch-size 8 --max-length 128 --samples 0 --rank 2"
 

@@ -63,6 +63,7 @@ def test_early_stopping_keeps_the_best_state(encoder, files, finetune, tmp_path)
 @pytest.mark.parametrize(
     "flag", ["--layer-decay 0.5", "--balance", "--label-smoothing 0.2", "--clip-norm 0.01"]
 )
+@pytest.mark.slow
 def test_settings_change_the_run(encoder, finetune, write, reviews, flag, tmp_path):
     file = write(tmp_path / "x.jsonl", reviews[:26])  # 18 good, 8 bad
     runs = [
@@ -136,6 +137,7 @@ def stop_after(monkeypatch, number: int) -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_end(
     encoder, files, finetune, arguments, method, monkeypatch, capsys, tmp_path
 ):

@@ -36,6 +36,7 @@ def run(encoder, files, finetune, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_files_answer_as_the_run_did(method, run, files, capsys):
     out = run(method)
     stated = json.loads((out / "metrics.json").read_text())["metrics"]
@@ -71,6 +72,7 @@ def test_averaged_weights_are_what_is_saved(run, encoder, tmp_path):
         ("lora", "--dtype bfloat16 --adapter-dtype bfloat16", "BF16"),
     ],
 )
+@pytest.mark.slow
 def test_the_adapter_is_trained_in_the_precision_asked_for(method, flags, dtype, run):
     file = (run(method, flags) / "adapter" / "adapter_model.safetensors").read_bytes()
     header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
@@ -104,6 +106,7 @@ def test_settings_that_do_not_go_together(flags, said, fails, arguments, encoder
     fails(arguments("classification", encoder, files["classification"], tmp_path, flags), *said)
 
 
+@pytest.mark.slow
 def test_comparison(encoder, tmp_path, monkeypatch, capsys):
     from fmjax.data import load_corpus
 
