@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from fmjax.core.errors import ConfigError
+from fmjax.core.errors import ConfigError, DataError
 from fmjax.evals.features import checked, same_width
+
+# Share of the largest variance that rounding of float32 features leaves where there is none.
+_NOTHING = 1e-10
 
 
 def whiten(bank: Any, queries: Any, components: int) -> tuple[np.ndarray, np.ndarray]:
@@ -20,13 +23,14 @@ def whiten(bank: Any, queries: Any, components: int) -> tuple[np.ndarray, np.nda
     Args:
       bank: f[M, D], such as training examples.
       queries: f[Q, D].
-      components: C; those of the largest variance stay, at most M − 1 and D of them.
+      components: C at most; those of the largest variance stay. Directions in which the bank does
+        not vary, as one is behind every layer norm, are left out.
 
     Returns:
       (bank f32[M, C], queries f32[Q, C]).
 
     Raises:
-      DataError: no vector, or vectors of different lengths.
+      DataError: no vector, vectors of different lengths, or a bank of equal ones.
       ConfigError: components out of range.
     """
     from sklearn.decomposition import PCA
@@ -41,5 +45,9 @@ def whiten(bank: Any, queries: Any, components: int) -> tuple[np.ndarray, np.nda
         )
     # In float64: squares of small directions beside those of large ones.
     bank, queries = bank.astype(np.float64), queries.astype(np.float64)
+    if (bank == bank[0]).all():
+        raise DataError("whitening: all vectors of the bank are the same")
     turn = PCA(components, whiten=True, random_state=0).fit(bank)
-    return turn.transform(bank).astype(np.float32), turn.transform(queries).astype(np.float32)
+    varies = turn.explained_variance_ > _NOTHING * turn.explained_variance_[0]
+    bank, queries = (turn.transform(x)[:, varies].astype(np.float32) for x in (bank, queries))
+    return bank, queries

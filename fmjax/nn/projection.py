@@ -31,8 +31,8 @@ class ProjectionHead(nn.Module):
       layers: of the MLP, at least 1.
       act: name of its activation.
       kernel_init: of the MLP's kernels.
-      learned_scale: a length for each prototype; else all have length 1, as in the published runs
-        (`norm_last_layer`).
+      learned_scale: a length for each prototype, as in DINOv2; else all have length 1, DINO's
+        default (`norm_last_layer`).
       execution: precision; the result is float32.
     """
 

@@ -28,7 +28,7 @@ def embedding_rank(x_BD: jax.Array, weight_B: jax.Array | None = None) -> jax.Ar
     gram = jnp.matmul(x.T, x, precision="highest")
     squares = jnp.maximum(jnp.linalg.eigvalsh(gram), 0)
     # What rounding leaves of a zero is not a singular value.
-    floor = jnp.max(squares) * max(x.shape) * jnp.finfo(jnp.float32).eps
+    floor = jnp.max(squares) * x.shape[1] * jnp.finfo(jnp.float32).eps
     values = jnp.sqrt(jnp.where(squares > floor, squares, 0))
     return jnp.exp(entropy(values / jnp.maximum(jnp.sum(values), 1e-30)))
 
@@ -39,7 +39,7 @@ def centre_norm(x_BD: jax.Array, weight_B: jax.Array | None = None) -> jax.Array
     1 where all are one; about 1/√B where directions are spread evenly.
     """
     x, weight = _rows(_directions(x_BD), weight_B)
-    return jnp.linalg.norm(jnp.sum(x, 0) / jnp.sum(weight))
+    return jnp.linalg.norm(jnp.sum(x, 0) / _total(weight))
 
 
 def embedding_spread(x_BD: jax.Array, weight_B: jax.Array | None = None) -> jax.Array:
@@ -49,7 +49,7 @@ def embedding_spread(x_BD: jax.Array, weight_B: jax.Array | None = None) -> jax.
     """
     x = _directions(x_BD)
     _, weight = _rows(x, weight_B)
-    share = (weight / jnp.sum(weight))[:, None]
+    share = (weight / _total(weight))[:, None]
     centred = x - jnp.sum(x * share, 0)
     return jnp.sqrt(x.shape[1]) * jnp.mean(jnp.sqrt(jnp.sum(centred**2 * share, 0)))
 
@@ -63,7 +63,7 @@ def teacher_entropies(
     examples are one class. Healthy is a small first and a large second.
     """
     p, weight = _rows(probabilities_BK, weight_B)
-    total = jnp.sum(weight)
+    total = _total(weight)
     each = entropy(jax.lax.stop_gradient(probabilities_BK).astype(jnp.float32))
     return jnp.sum(each * weight) / total, entropy(jnp.sum(p, 0) / total)
 
@@ -79,6 +79,11 @@ def _rows(x: jax.Array, weight: jax.Array | None) -> tuple[jax.Array, jax.Array]
     weight = jnp.ones(x.shape[0]) if weight is None else weight
     weight = jax.lax.stop_gradient(weight).astype(jnp.float32)
     return x * weight[:, None], weight
+
+
+def _total(weight: jax.Array) -> jax.Array:
+    """Sum of the weights; of a batch that is all filling as good as nothing, and not nothing."""
+    return jnp.maximum(jnp.sum(weight), 1e-30)
 
 
 def _directions(x: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ def koleo_losses(x_BD: jax.Array, weight_B: jax.Array | None = None) -> jax.Arra
       weight_B: rows of weight 0 are nobody's neighbours; default 1.
 
     Returns:
-      f32 [B].
+      f32 [B]; 0 for a row that has no neighbour.
     """
     epsilon = 1e-8
     x = unit(x_BD, epsilon=epsilon)
@@ -27,7 +27,8 @@ def koleo_losses(x_BD: jax.Array, weight_B: jax.Array | None = None) -> jax.Arra
     barred = jnp.eye(B, dtype=bool)
     if weight_B is not None:
         barred |= (weight_B == 0)[None]
+    alone = jnp.all(barred, -1)
     nearest = jnp.argmax(jax.lax.stop_gradient(jnp.where(barred, -jnp.inf, cosines)), -1)
     # As torch's PairwiseDistance, so that twins have a gradient that is not NaN.
     distance = jnp.linalg.norm(x - x[nearest] + epsilon, axis=-1)
-    return -jnp.log(distance + epsilon)
+    return jnp.where(alone, 0.0, -jnp.log(distance + epsilon))

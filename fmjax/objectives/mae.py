@@ -24,7 +24,7 @@ class MaskedAutoencoding(OverExamples):
       norm_pix_loss: compares with each patch less its mean, over its standard deviation (with the
         unbiased variance + 1e-6).
       frozen: paths that training leaves alone, for `fmjax.train.freeze(*objective.frozen)`: the
-        fixed positions, which weight decay would shrink.
+        fixed positions.
 
     Raises:
       ConfigError: a patch without pixels.

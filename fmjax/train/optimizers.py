@@ -13,9 +13,10 @@ DECAY: Sequence[tuple[str, bool]] = (
     (r"(^|/)(kernel|weight|embedding|lora_a|lora_b)$", True),
     (r".", False),
 )
-"""Weight decay acts on what is multiplied by activations or looked up (matrices, embedding and
-position tables, low-rank factors), and not on biases and norm scales. By name, not by rank:
-parameters of scanned layers have one dimension more than their layer's."""
+"""Weight decay acts on what is multiplied by activations or looked up (matrices, embeddings of
+tokens and of their positions, low-rank factors), and not on biases and norm scales, nor, as in
+DeiT, on the positions and the class token of an image. By name, not by rank: parameters of scanned
+layers have one dimension more than their layer's."""
 
 
 def adamw(

@@ -20,7 +20,7 @@ from fmjax.cli.main import main
 from fmjax.data.images import ImageProcessor
 from fmjax.evals.zero_shot import TEMPLATES
 from fmjax.models.vit.config import ViTConfig
-from fmjax.recipes.vision.classifying import _rows
+from fmjax.recipes.vision.classifying import _accuracy, _rows
 
 SIZES = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
 WORDS = "a photo of red green blue square the picture drawing".split()
@@ -176,6 +176,17 @@ def test_two_classes_of_one_name():
     assert (first["label"], first["score"]) == ("crane", 0.5)
     assert first["scores"] == {"crane": 0.5, "dog": 0.2}
     assert second["score"] == 0.7 and second["scores"] == {"crane": 0.7, "dog": 0.2}
+
+
+def test_the_truth_is_where_a_picture_lies_and_not_where_it_comes_from(tmp_path):
+    for folder in ("store", "cat", "dog"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "store" / "a.png").touch()
+    links = [tmp_path / "cat" / "1.png", tmp_path / "dog" / "2.png"]
+    for link in links:
+        link.symlink_to(tmp_path / "store" / "a.png")
+    figure = _accuracy(["cat", "dog"], links, np.array([[0.9, 0.1], [0.8, 0.2]]))
+    assert figure.value == 0.5
 
 
 def test_classify_by_labels(clip, pictures, names, reference, tmp_path, capsys):

@@ -40,6 +40,20 @@ def test_queries_are_turned_as_the_bank_is(features):
     np.testing.assert_allclose(np.abs(found), wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_directions_without_variance_are_left_out(features):
+    """What comes out of a layer norm has none along (1, 1, …)."""
+    bank, labels, queries, truth = features
+
+    def normed(x):
+        return (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+
+    turned, others = whiten(normed(bank), normed(queries), 5)
+    assert turned.shape == (120, 4) and np.abs(others).max() < 100
+    same = np.ones((4, 3), np.float32)
+    with pytest.raises(DataError, match="all vectors of the bank are the same"):
+        whiten(same, same, 2)
+
+
 def test_neighbours_see_what_was_hidden(features):
     bank, labels, queries, truth = features
     before = knn(bank, labels, queries, truth, ks=(5,))[5].value

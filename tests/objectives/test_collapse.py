@@ -31,6 +31,22 @@ def test_the_rank_of_a_collapsed_batch_is_the_number_of_its_directions(rank):
     np.testing.assert_allclose(collapse.embedding_rank(x[:5]), min(rank, 5), atol=0.5)
 
 
+def test_the_rank_of_many_rows_around_a_far_centre():
+    """Small directions beside a large one stay, however many rows there are."""
+    x = np.random.RandomState(1).randn(20_000, 8).astype(np.float32)
+    x[:, 0] += 30
+    values = np.linalg.svd(x.astype(np.float64), compute_uv=False)
+    shares = values / values.sum()
+    expected = np.exp(-(shares * np.log(shares)).sum())
+    np.testing.assert_allclose(collapse.embedding_rank(x), expected, rtol=1e-3)
+
+
+def test_a_batch_that_is_all_filling_counts_for_nothing():
+    p, none = np.full((3, 4), 0.25, np.float32), np.zeros(3, np.float32)
+    found = [collapse.centre_norm(p, none), collapse.embedding_spread(p, none)]
+    assert np.isfinite([*found, *collapse.teacher_entropies(p, none)]).all()
+
+
 def test_centre_and_spread():
     unit = KEPT / np.linalg.norm(KEPT, axis=1, keepdims=True)
     norm = np.linalg.norm(unit.mean(0))

@@ -98,6 +98,19 @@ def test_koleo_is_the_originals():
     np.testing.assert_allclose(some, torch_koleo(torch.tensor(x[weight > 0])), atol=1e-5)
 
 
+@pytest.mark.parametrize("weight", [[0, 0, 0, 1], [1, 0, 0, 0]])
+def test_a_row_without_a_neighbour_has_no_loss(weight):
+    x = np.random.RandomState(1).randn(4, 5).astype(np.float32)
+    weight = np.array(weight, np.float32)
+
+    def loss(x):
+        return jnp.sum(koleo_losses(x, weight) * weight)
+
+    value, grad = jax.value_and_grad(loss)(x)
+    assert value == 0 and not np.any(grad)
+    assert koleo_losses(x[:1]) == 0
+
+
 def test_masked_patches_are_found_and_counted():
     mask = np.zeros((3, 5), bool)
     mask[0, [1, 4]] = mask[2, [0, 2, 3]] = True

@@ -1,5 +1,7 @@
 """Runs on images from the command line: they learn, resume, measure, and leave models behind."""
 
+import contextlib
+import dataclasses
 import json
 import socket
 import subprocess
@@ -17,7 +19,11 @@ import fmjax
 from fmjax.cli.main import main
 from fmjax.data.images import ImageProcessor
 from fmjax.recipes.vision.figures import FIGURES, LARS, completed
-from fmjax.recipes.vision.settings import ImageOptimization
+from fmjax.recipes.vision.image_sets import open_pictures
+from fmjax.recipes.vision.measuring import _filled
+from fmjax.recipes.vision.pretrain import PretrainImages
+from fmjax.recipes.vision.settings import ImageOptimization, Images
+from fmjax.recipes.vision.start import resolve_images
 from fmjax.train.run import Run
 
 TINY = [
@@ -141,6 +147,7 @@ RESNET = ["embedding_size=8", "hidden_sizes=[16]", "depths=[1]", 'layer_type="ba
         ("simclr", "vit-ti16", ("--features", "mean")),
         ("simclr", "resnet-50", ("--image-size", "8")),  # by LARS
         ("dino", "vit-ti16", ("--local-crops", "1", "--prototypes", "8")),
+        ("dino", "resnet-50", ("--image-size", "8", "--local-crops", "0", "--prototypes", "8")),
         ("dinov2", "dinov2-s14", ("--local-crops", "1", "--prototypes", "8")),
         ("supervised", "vit-ti16", ("--mixup", "0.8", "--cutmix", "1", "--rand-augment")),
     ],
@@ -168,7 +175,7 @@ def test_others_go_on_where_they_stopped(objective, model, more, tmp_path):
 
 
 @pytest.mark.slow
-def test_from_a_directory_on_folders_of_pictures(tmp_path, capsys):
+def test_from_a_directory_on_folders_of_pictures(tmp_path, monkeypatch, capsys):
     """What one run leaves behind starts the next, whose held-out pictures are in a folder."""
     assert train("supervised", "vit-ti16", tmp_path / "first", TINY, "--steps", "1") == 0
     rng = np.random.default_rng(0)
@@ -179,8 +186,9 @@ def test_from_a_directory_on_folders_of_pictures(tmp_path, capsys):
                 pixels = shade + rng.integers(0, 40, (14, 10, 3))
                 Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / part / name / f"{i}.png")
     arguments = ["train", "--objective", "simclr", "--model", str(tmp_path / "first" / "model")]
-    arguments += ["--out", str(tmp_path / "second"), "--images", str(tmp_path / "train")]
-    arguments += ["--eval-images", str(tmp_path / "test"), "--stored-size", "12"]
+    monkeypatch.chdir(tmp_path)
+    arguments += ["--out", str(tmp_path / "second"), "--images", "train"]
+    arguments += ["--eval-images", "test", "--stored-size", "12"]
     arguments += "--batch-size 8 --steps 2 --neighbours 3 --hidden 16 --learning-rate 0".split()
     assert main(arguments) == 0
     assert "24 pictures" in capsys.readouterr().out
@@ -251,6 +259,46 @@ def test_clip_needs_a_tokenizer_that_ends_texts(pairs, tmp_path, capsys):
     assert two_towers("clip", "clip-vit-b32", pairs, tmp_path / "run", *more) == 2
     assert "fmjax tokenizer --kind clip" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def settings(objective: str, model: str, images: str, **data) -> PretrainImages:
+    return PretrainImages(objective, model, Path("run"), Images(images, batch_size=8, **data))
+
+
+def test_pictures_without_a_label_are_learnt_from(tmp_path):
+    """The vote alone leaves them out."""
+    rows = []
+    for i in range(60):
+        Image.new("RGB", (9, 8), (4 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        rows.append({"image": f"{i}.png"} | ({"label": "ab"[i % 2]} if i % 5 == 0 else {}))
+    table = tmp_path / "table.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    wanted = settings("mae", "mae-b16", str(table), image_size=32)
+    pictures = open_pictures(wanted, resolve_images(wanted))
+    with contextlib.closing(pictures.train):
+        seen = [next(pictures.train) for _ in range(9)]
+        assert not pictures.train.report()
+    assert all("labels" not in batch for batch in seen) and "labels" not in pictures.abstract
+    assert all(batch["example_weight"].all() for batch in seen)
+    labelled = sum(int(batch["example_weight"].sum()) for batch in pictures.bank)
+    assert 0 < labelled <= 12
+
+
+def test_the_size_of_pictures_is_the_models_unless_it_has_weights():
+    wanted = settings("mae", "mae-b16", "digits", image_size=96)
+    assert resolve_images(wanted).config.image_size == 96
+    said = dataclasses.replace(wanted, override=("image_size=48",))
+    assert resolve_images(said).config.image_size == 48
+    assert resolve_images(settings("simclr", "resnet-50", "digits", image_size=96)).image_size == 96
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_rows_are_filled_up_for_the_devices(rows):
+    raw = {"image": np.arange(rows)[:, None], "example_weight": np.ones(rows, np.float32)}
+    filled = _filled(raw, 4)
+    assert len(filled["image"]) % 4 == 0 and filled["example_weight"].sum() == rows
+    np.testing.assert_array_equal(filled["image"][:rows], raw["image"])
+    assert (filled["image"][rows:] == rows - 1).all()
 
 
 def test_figures_of_the_papers():

@@ -80,7 +80,8 @@ def image_batches(
     """Training batches of pictures: every example once an epoch, in a new order each epoch.
 
     Epochs run on into one another, so that every batch is full; only the very last of a finite
-    number of `epochs` may be filled up with rows of example_weight 0.
+    number of `epochs` may be filled up with rows of example_weight 0, which losses leave out and
+    batch normalisation counts.
 
     Args:
       sources: an `ImageSource`, a list of them, or a list of examples or pictures.

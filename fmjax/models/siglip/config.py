@@ -166,11 +166,14 @@ def _sizes() -> dict[str, SiglipConfig]:
         "siglip-l16": (two_large, 16, (256, 384)),
         "siglip-so400m-14": (so400m, 14, (224, 384)),
     }
-    return {
+    sizes = {
         f"{name}-{side}": config.replace(vision_config={"image_size": side, "patch_size": patch})
         for name, (config, patch, sides) in made.items()
         for side in sides
     }
+    short = {"max_position_embeddings": 16}  # of texts, in this one alone
+    name = "siglip-so400m-14-224"
+    return sizes | {name: sizes[name].replace(text_config=short)}
 
 
 # Published sizes by name.

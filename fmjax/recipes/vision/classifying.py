@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +103,8 @@ def _rows(
 
 
 def _accuracy(names: Sequence[str], files: Sequence[Path], shares: np.ndarray) -> Any:
-    truth = [file.resolve().parent.name for file in files]
+    # Where it lies, not where a link points.
+    truth = [Path(os.path.abspath(file)).parent.name for file in files]
     with contextlib.suppress(StopIteration):
         wrong = next(i for i, name in enumerate(truth) if name not in names)
         raise DataError(

@@ -37,6 +37,7 @@ class Pictures:
       examples: number of training pictures.
       whole: raw batch → batch with pixel_values, the middle of each picture, normalised.
       unscaled: the same from 0 to 1.
+      labelled: training batches have labels.
       tokenizer: of the captions, if any.
     """
 
@@ -47,6 +48,7 @@ class Pictures:
     examples: int
     whole: augment.CenterCrop
     unscaled: augment.CenterCrop
+    labelled: bool
     tokenizer: Tokenizer | None = None
 
     @property
@@ -57,6 +59,7 @@ class Pictures:
         return {
             name: jax.ShapeDtypeStruct((len(x) * rows, *x.shape[1:]), x.dtype)
             for name, x in batch.items()
+            if self.labelled or name != "labels"
         }
 
     def words(self, ids: Any) -> str:
@@ -96,27 +99,31 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
     }
     if settings.objective in CAPTIONED:
         form["captions"] = Captions(start.tokenizer, start.caption_length, start.masks_padding)
+    # Pictures without a label are learnt from where labels are not; only the vote needs them.
+    labels = settings.objective == "supervised"
     return Pictures(
-        image_batches(train, **form, seed=settings.optimization.seed),
+        image_batches(train, **form, labels=labels, seed=settings.optimization.seed),
         image_eval_batches(held_out, **form),
         image_eval_batches(train.sample(settings.probing.bank), **form),
         train.class_names,
         len(train),
         augment.CenterCrop(size, _resize(size), mean=mean, std=std),
         augment.CenterCrop(size, _resize(size), mean=(0.0,), std=(1.0,)),
+        labels,
         start.tokenizer,
     )
 
 
 def _open(data: Images) -> tuple[ImageSource, ImageSource]:
     """(training pictures, held-out pictures), of which none is in both."""
-    suffix = data.images.rpartition(":")[2]
+    name, _, suffix = data.images.rpartition(":")
+    part = bool(name) and suffix in SPLITS
     if data.eval_images:
         # What the set itself holds out stays out, whatever is measured on.
-        own = "train" if suffix not in SPLITS and has_splits(data.images) else "all"
+        own = "train" if not part and has_splits(data.images) else "all"
         train = open_images(data.images, own)
         return train, open_images(data.eval_images, class_names=train.class_names or None)
-    if suffix in SPLITS:
+    if part:
         raise ConfigError(
             f"--images {data.images} is one part of a set, with nothing held out; give the set "
             f"without :{suffix}, or --eval-images"

@@ -121,6 +121,7 @@ def _distilled(given: Given, objective: Any, views: Any, **more: Any) -> Learner
         heads.prototypes,
         heads.hidden,
         kernel_init=nn.initializers.normal(heads.head_range),
+        learned_scale=objective is DINOv2,
         execution=Execution(**given.execution),
     )
     module = _with_head(config, given, head)
@@ -159,7 +160,7 @@ def _distilled(given: Given, objective: Any, views: Any, **more: Any) -> Learner
         ),
         crops,
         _teacher(features(config, given, module.pool, "backbone")),
-        lambda state: (module.backbone, state.extra["teacher"]["params"]["backbone"]),
+        lambda state: (module.backbone, _teachers(state.extra)["params"]["backbone"]),
         held_steps=given.frozen_steps,
         evaluates=False,
     )
@@ -167,7 +168,12 @@ def _distilled(given: Given, objective: Any, views: Any, **more: Any) -> Learner
 
 def _teacher(student: Features) -> Features:
     """Of the teacher, which is what the run leaves behind."""
-    return lambda variables, extra, pixels: student(extra["teacher"], extra, pixels)
+    return lambda variables, extra, pixels: student(_teachers(extra), extra, pixels)
+
+
+def _teachers(extra: Any) -> Any:
+    """Variables of the teacher; batch statistics stand around the objective's state."""
+    return extra.get("objective", extra)["teacher"]
 
 
 def _local_size(given: Given) -> int:

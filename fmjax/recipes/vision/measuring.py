@@ -19,6 +19,9 @@ from fmjax.recipes.vision.settings import Probing
 from fmjax.train import TrainState
 
 KS = (1, 5, 10)
+# Side to which larger pictures are scaled down before their pixels are compared: a bank of whole
+# ones would not fit.
+PIXELS = 32
 LABELLED = ("accuracy", "top5_accuracy", "loss")
 Embed = Callable[[Mapping[str, jax.Array]], jax.Array]
 
@@ -73,7 +76,8 @@ class Measure:
         """(f32[N, D], f32[B, D]): as `accuracy` compares them, the training pictures that held-out
         ones are compared with, and a raw batch that this process has whole."""
         features = self._features(state)
-        both = [self._collected(of, features)[0] for of in (self.pictures.bank, [raw])]
+        some = _filled(raw, self.layout.mesh.size)
+        both = [self._collected(of, features)[0] for of in (self.pictures.bank, [some])]
         return self._whitened(*both) if self.probing.whiten else tuple(both)
 
     def retrieval(self, state: TrainState) -> Retrieval:
@@ -169,7 +173,10 @@ class Measure:
             # As they are seen on screen: not less their mean, which moves cosines.
             with logical.use(self.layout.mesh, self.layout.rules):
                 pixels = self.pictures.unscaled(batch)["pixel_values"]
-            return pixels.reshape(len(pixels), -1)
+            B, H, W, C = pixels.shape
+            if max(H, W) > PIXELS:
+                pixels = jax.image.resize(pixels, (B, PIXELS, PIXELS, C), "linear")
+            return pixels.reshape(B, -1)
 
         return run
 
@@ -187,3 +194,11 @@ class Measure:
                 return jnp.concatenate([x.astype(jnp.float32) for x in both], -1)
 
         return run
+
+
+def _filled(raw: Mapping[str, Any], multiple: int) -> dict[str, np.ndarray]:
+    """The batch with its last row again, of weight 0, until devices can share it."""
+    rows = np.arange(-(-len(raw["example_weight"]) // multiple) * multiple)
+    real = rows < len(raw["example_weight"])
+    filled = {name: np.take(x, rows, 0, mode="clip") for name, x in raw.items()}
+    return filled | {"example_weight": filled["example_weight"] * real}

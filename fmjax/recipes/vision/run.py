@@ -112,7 +112,8 @@ class Run:
             optimizer = lars(rate, weight_decay=optimization.weight_decay)
         else:
             decay = optimization.weight_decay
-            if self.paper.final_weight_decay is not None:
+            own = self.settings.optimization.weight_decay is not None
+            if self.paper.final_weight_decay is not None and not own:
                 decay = schedules.cosine(decay, self.paper.final_weight_decay, optimization.steps)
 
             def build(start: int) -> Any:
@@ -192,8 +193,8 @@ class Run:
         last = {k[5:]: v for k, v in outcome.metrics.items() if k.startswith("eval_")}
         if not last:  # a run that had nothing left to train
             last = self._objective(step, outcome.state)
-        lines = list(measure.summary(outcome.state, before, last))
         self._export(outcome.state)
+        lines = list(measure.summary(outcome.state, before, last))
         if jax.process_index():
             return True
         print("\n".join(lines))
@@ -214,7 +215,8 @@ class Run:
             return f'next: fmjax retrieve --model {model} --images FOLDER --text "…"'
         if self.learner.needs == "labels":
             return f"next: fmjax classify --model {model} --images FOLDER"
-        return f"next: fmjax embed --model {model} --images FOLDER --output vectors.npy"
+        pooling = " --pooling mean" if self.settings.objective == "mae" else ""
+        return f"next: fmjax embed --model {model} --images FOLDER{pooling} --output vectors.npy"
 
     def _evaluate(self, step: Step, measure: Measure, state: TrainState) -> Mapping[str, float]:
         return self._objective(step, state) | measure(state)

@@ -42,7 +42,7 @@ def write_report(
     A run of several processes, none of which has all pictures, has its figures alone.
     """
     sections = [report.section("Figures", *map(report.note, lines), *_curves(log))]
-    raw = _first(measure.pictures.held_out, SHOWN) if jax.process_count() == 1 else {}
+    raw = _some(measure.pictures.held_out, SHOWN) if jax.process_count() == 1 else {}
     if raw and measure.learner.reconstructs:
         sections.append(_filled_in(measure, state, raw))
     if raw and measure.votes:
@@ -82,10 +82,14 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], 
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _first(batches: Any, count: int) -> dict[str, np.ndarray]:
-    """The first real rows of held-out pictures; {} where there is none."""
+def _some(batches: Any, count: int) -> dict[str, np.ndarray]:
+    """Real rows of held-out pictures, from all over the first batch; {} where there is none.
+
+    Pictures that lie together are often of one kind.
+    """
     batch = next(iter(batches))
-    real = np.flatnonzero(np.asarray(batch["example_weight"]) > 0)[:count]
+    real = np.flatnonzero(np.asarray(batch["example_weight"]) > 0)
+    real = real[np.linspace(0, len(real) - 1, min(count, len(real))).round().astype(int)]
     return {name: np.asarray(x)[real] for name, x in batch.items()} if len(real) else {}
 
 

@@ -113,7 +113,8 @@ class ImageOptimization:
       learning_rate: Peak learning rate; as published it grows with the batch for all but clip and
         siglip.
       warmup: Updates of linear warm-up, before a cosine to 0. Without it a share of --steps.
-      weight_decay: Decoupled decay of matrices.
+      weight_decay: Decoupled decay of matrices; what is not given grows during a run of dino and
+        dinov2.
       beta2: Decay of AdamW's second moment.
       optimizer: AdamW, or LARS for large batches of convolutional networks, which auto takes for
         simclr with a ResNet.

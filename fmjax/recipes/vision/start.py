@@ -114,7 +114,13 @@ def resolve_images(settings: PretrainImages) -> ImageStart:
             f"--model {settings.model}: {config.model_type} does not see images; give a size such "
             "as vit-s16, mae-b16, dinov2-s14, resnet-50 or clip-vit-b32"
         )
-    size = settings.data.image_size or _size(seen)
+    size = settings.data.image_size
+    said = "image_size" in (changes if seen is config else changes.get("vision_config", {}))
+    if size and hasattr(seen, "image_size") and not (path.is_dir() or said):
+        # Positions are made for what is seen; those of weights that exist are interpolated.
+        made = {"image_size": size}
+        config = config.replace(**(made if seen is config else {"vision_config": made}))
+    size = size or _size(seen)
     processor = _processor(path, config, size)
     length = 0
     if tokenizer is not None:
