@@ -5,13 +5,25 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fmjax.core.errors import ConfigError
 
 _gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
 
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """x Φ(x), in float32 from erf as in torch, which XLA's CPU has at half the cost of erfc.
+
+    In narrower types 1 + erf loses the small values left of zero, which erfc keeps.
+    """
+    if x.dtype != jnp.float32:
+        return jax.nn.gelu(x, approximate=False)
+    return 0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5**0.5)))
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": _gelu,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
     "gelu_fast": _gelu_tanh,

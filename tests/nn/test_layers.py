@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import fmjax
 from fmjax.core import tree
@@ -186,6 +187,20 @@ def test_bad_arguments_name_themselves(llama) -> None:
         model.apply({"params": params}, IDS, cache_index=0, mutable=["cache"])
     with pytest.raises(ConfigError, match="swoosh.*silu"):
         activation("swoosh")
+
+
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), [("float32", 0, 2e-6), ("bfloat16", 0.1, 0)])
+def test_gelu_is_torchs(dtype: str, rtol: float, atol: float) -> None:
+    """In bfloat16, which torch computes in float32, also where little is left of it."""
+    x = torch.linspace(-4, 4, 401).to(getattr(torch, dtype)).float().requires_grad_()
+    wanted = torch.nn.functional.gelu(x)
+    wanted.sum().backward()
+    gelu, ours = activation("gelu"), jnp.asarray(x.detach().numpy(), dtype)
+    value, pull = jax.vjp(gelu, ours)
+    np.testing.assert_allclose(value.astype(jnp.float32), wanted.detach(), rtol=rtol, atol=atol)
+    (grad,) = pull(jnp.ones_like(value))
+    atol = 1e-2 if dtype == "bfloat16" else 1e-6
+    np.testing.assert_allclose(grad.astype(jnp.float32), x.grad, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(
