@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fmjax.core.errors import ConfigError, DataError
+from fmjax.core.errors import ConfigError
 from fmjax.evals.features import checked, same_width
 
 # Share of the largest variance that rounding of float32 features leaves where there is none.
@@ -27,10 +27,10 @@ def whiten(bank: Any, queries: Any, components: int) -> tuple[np.ndarray, np.nda
         not vary, as one is behind every layer norm, are left out.
 
     Returns:
-      (bank f32[M, C], queries f32[Q, C]).
+      (bank f32[M, C], queries f32[Q, C]); one column of zeros where all of the bank is one vector.
 
     Raises:
-      DataError: no vector, vectors of different lengths, or a bank of equal ones.
+      DataError: no vector, or vectors of different lengths.
       ConfigError: components out of range.
     """
     from sklearn.decomposition import PCA
@@ -45,8 +45,8 @@ def whiten(bank: Any, queries: Any, components: int) -> tuple[np.ndarray, np.nda
         )
     # In float64: squares of small directions beside those of large ones.
     bank, queries = bank.astype(np.float64), queries.astype(np.float64)
-    if (bank == bank[0]).all():
-        raise DataError("whitening: all vectors of the bank are the same")
+    if (bank == bank[0]).all():  # a collapsed encoder, which is to be measured too
+        return tuple(np.zeros((len(x), 1), np.float32) for x in (bank, queries))
     turn = PCA(components, whiten=True, random_state=0).fit(bank)
     varies = turn.explained_variance_ > _NOTHING * turn.explained_variance_[0]
     bank, queries = (turn.transform(x)[:, varies].astype(np.float32) for x in (bank, queries))

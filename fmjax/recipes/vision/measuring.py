@@ -106,10 +106,8 @@ class Measure:
         if self.learner.needs == "labels":
             yield ", ".join(f"{name} {last[name]:.4f}" for name in LABELLED if name in last)
         if self.votes:
-            ours, others = (
-                self.accuracy(state),
-                {"pixels": self._vote(self._pixels, whitened=False)},
-            )
+            ours = self.accuracy(state)
+            others = {"pixels": self._vote(self._pixels, whitened=False)}
             if self.probing.whiten:
                 others["whitened pixels"] = self._vote(self._pixels)
             if before is not None:
