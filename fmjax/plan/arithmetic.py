@@ -80,8 +80,16 @@ def _inside(eqn: Any, body: Any, known: Known) -> Known:
     if len(body.invars) != len(eqn.invars):
         return {}
     values = ((b, _value(a, known)) for a, b in zip(eqn.invars, body.invars, strict=True))
-    constant = len(body.invars) if eqn.primitive.name != "scan" else eqn.params["num_consts"]
+    constant = len(body.invars) if eqn.primitive.name != "scan" else _constants(eqn)
     return {b: x for i, (b, x) in enumerate(values) if x is not None and i < constant}
+
+
+def _constants(scan: Any) -> int:
+    """How many of a scan's operands are the same in every turn; they come first."""
+    if "num_consts" in scan.params:
+        return scan.params["num_consts"]
+    # jax 0.12 has the trees of constants, carry and what is scanned in its place.
+    return len(list(scan.params["ft_in"].update(scan.invars).unpack()[0]))
 
 
 def _value(atom: Any, known: Known) -> Any:
