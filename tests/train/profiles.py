@@ -1,6 +1,7 @@
 """Profiles of runs; `test_clock.py` has them run in a process of their own."""
 
 import jax
+import pytest
 import toy_lm
 
 from fmjax.objectives import CausalLM
@@ -13,6 +14,8 @@ def run_with(profile, steps=6, **options):
     return fit(step, state, toy_lm.Batches(), steps=steps, profile=profile, **options)
 
 
+# Of jaxlib's reader on Python 3.12; as an error it would abort the process.
+@pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
 def test_a_profile_of_a_range_of_steps(tmp_path, capsys):
     profile = Profile.of("3:4", tmp_path / "profile")
     run_with(profile)
