@@ -144,6 +144,7 @@ def test_tokenizer_of_clip(text, tmp_path, capsys, fails):
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id) == (518, 519)
 
 
+@pytest.mark.slow
 def test_train_exports_and_goes_on(train_args, tmp_path, capsys):
     run = tmp_path / "run"
     assert main([*train_args, "--mesh", "fsdp=2,tensor=1"]) == 0

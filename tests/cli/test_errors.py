@@ -178,6 +178,7 @@ def test_lora_that_fits_nothing(fails, finetune_args, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_run(fails, train_args, tmp_path, capsys):
     assert main(train_args) == 0
     capsys.readouterr()

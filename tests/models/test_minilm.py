@@ -26,6 +26,7 @@ def minilm() -> Path:
     return next(file.parent for file in weights if (file.parent / "config.json").exists())
 
 
+@pytest.mark.slow
 def test_sentence_embeddings_of_real_reviews(minilm, tmp_path):
     import torch
     from transformers import AutoModel, AutoTokenizer

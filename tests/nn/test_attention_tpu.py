@@ -19,7 +19,7 @@ from fmjax.objectives import CausalLM
 from fmjax.parallel import make_mesh
 from fmjax.train import adamw, make_step
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.slow]
 
 SEQUENCE = 4096
 
@@ -66,7 +66,6 @@ def kernels(compiled) -> Counter:
     return Counter(re.search(r"splash_mha_(\w+?)_", x).group(1) for x in calls)
 
 
-@pytest.mark.slow
 def test_kernels_are_in_the_step_and_take_less(devices, monkeypatch) -> None:
     """Under scan, and remat that saves attention: the forward kernel runs once."""
     # A kernel of blocks of 1024 takes a minute to compile; its memory is no other.

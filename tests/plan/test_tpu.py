@@ -14,7 +14,7 @@ from fmjax.recipes.plan import plan_case
 from fmjax.recipes.plan_apart import plan_apart
 from fmjax.recipes.plan_cases import Case
 
-pytestmark = [pytest.mark.usefixtures("libtpu"), pytest.mark.optimised]
+pytestmark = [pytest.mark.usefixtures("libtpu"), pytest.mark.optimised, pytest.mark.slow]
 
 SIZES = {
     "num_hidden_layers": 2,
@@ -102,7 +102,6 @@ def test_what_does_not_fit_is_told_what_to_change() -> None:
     assert "what to change" in str(result)
 
 
-@pytest.mark.slow
 def test_frozen_weights_of_four_bits_take_a_quarter_of_bfloat16() -> None:
     found = {
         method: plan_case(

@@ -16,6 +16,8 @@ from fmjax.quickstart import Quickstart
 from fmjax.quickstart.plan import larger, plan
 from fmjax.quickstart.stages import Progress
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
