@@ -34,6 +34,7 @@ quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::Resour
 
 
 @quiet
+@pytest.mark.slow
 def test_quickstart(tmp_path, monkeypatch):
     printed = run("quickstart.ipynb", tmp_path, monkeypatch)
     for text in ("bits/byte", "trained parameters", "model.safetensors", "This movie is"):

@@ -10,6 +10,8 @@ from quick import environ
 
 from fmjax.cli.main import execute
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("flags", "messages"),

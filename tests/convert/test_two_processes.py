@@ -40,6 +40,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 def test_each_process_reads_its_half_and_one_writes_the_whole(tmp_path):
     model = fmjax.build(TINY)
     params = fmjax.init_params(model, jax.random.key(0))

@@ -88,6 +88,7 @@ def test_sharded_is_unsharded() -> None:
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_learns_as_it_does_without() -> None:
     ids = jax.random.randint(jax.random.key(3), (4, 16), 0, 64)
 

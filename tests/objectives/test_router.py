@@ -71,6 +71,7 @@ def test_router_statistics_of_two_layers():
     np.testing.assert_allclose(masked["expert_load_min"], 0.0)
 
 
+@pytest.mark.slow
 def test_a_mixtral_reports_its_routers_while_it_trains():
     """In one step, with what its own logits say; they change neither loss nor gradient."""
     model = fmjax.build(

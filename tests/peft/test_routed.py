@@ -39,6 +39,7 @@ def adapters():
     return cases.adapters()
 
 
+@pytest.mark.slow
 def test_gradients_reach_an_adapter_from_its_rows_only(bert):
     model, params = bert
     adapters = [trained(bert, spec, seed) for seed, spec in enumerate(HEADS)]
@@ -66,6 +67,7 @@ def test_gradients_reach_an_adapter_from_its_rows_only(bert):
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"mesh": True}])
+@pytest.mark.slow
 def test_a_step_trains_as_each_adapter_alone(llama, adapters, options):
     """SGD, whose update is linear: the parts of one step are steps by themselves."""
     model, params = llama

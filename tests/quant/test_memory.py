@@ -12,7 +12,7 @@ from fmjax.core import tree
 from fmjax.objectives import CausalLM
 from fmjax.train import adamw, make_step
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.slow]
 
 CONFIG = {
     "model_type": "llama",

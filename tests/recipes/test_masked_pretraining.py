@@ -18,6 +18,8 @@ from fmjax.recipes.objective import choose, masked_summary, unigram_baseline
 from fmjax.recipes.training import Run
 from fmjax.train.flops import matmul_params, train_flops_per_token
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "hidden_size=32", "intermediate_size=64", "num_hidden_layers=2", "num_attention_heads=2",
     "max_position_embeddings=40",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import fmjax
 from fmjax.core import tree
@@ -40,6 +41,7 @@ class Same:
         pass
 
 
+@pytest.mark.slow
 def test_int8_moments_lora_plus_frozen_parts_and_an_average(tmp_path):
     mesh = make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
     model = fmjax.build(GPT2 | {"n_positions": 16})

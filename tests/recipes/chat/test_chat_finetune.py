@@ -13,6 +13,8 @@ from fmjax.cli.main import main
 from fmjax.data import encode_chat, load_tokenizer
 from fmjax.data.tasks import read_conversations, stratified_split
 
+pytestmark = pytest.mark.slow
+
 PEOPLE = ("david", "saul", "ruth", "jesse", "joab", "abner", "moses", "aaron")
 PLACES = ("bethel", "gibeon", "hebron", "shiloh")
 

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file
 from fmjax.cli.main import main
 from fmjax.train.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 def log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -45,7 +47,6 @@ def test_classes_that_one_word_tells_are_learnt(encoder, files, finetune, tmp_pa
     assert trained[-1][1] < 0.2 * trained[0][1]
 
 
-@pytest.mark.slow
 def test_early_stopping_keeps_the_best_state(encoder, files, finetune, tmp_path):
     """A run that ends at the best step exports the same weights."""
     flags = f"{LEARN} --steps 40 --eval-every 2 --patience 2 --metric accuracy"
@@ -64,7 +65,6 @@ def test_early_stopping_keeps_the_best_state(encoder, files, finetune, tmp_path)
 @pytest.mark.parametrize(
     "flag", ["--layer-decay 0.5", "--balance", "--label-smoothing 0.2", "--clip-norm 0.01"]
 )
-@pytest.mark.slow
 def test_settings_change_the_run(encoder, finetune, write, reviews, flag, tmp_path):
     file = write(tmp_path / "x.jsonl", reviews[:26])  # 18 good, 8 bad
     runs = [
@@ -91,7 +91,6 @@ def test_lower_layers_move_less_with_layer_decay(encoder, files, finetune, tmp_p
     assert low_decayed == pytest.approx(0.01 * high_decayed, rel=0.05)
 
 
-@pytest.mark.slow
 def test_accumulation_is_the_same_update(encoder, files, finetune, tmp_path):
     flags = f"{LEARN} --batch-size 16 --steps 2"
     file = files["classification"]
@@ -100,7 +99,6 @@ def test_accumulation_is_the_same_update(encoder, files, finetune, tmp_path):
     np.testing.assert_allclose(losses(a), losses(b), rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_overlap_is_reported_and_removed_if_asked(encoder, finetune, write, reviews, capsys,
                                                   tmp_path):  # fmt: skip
     train, valid = write(tmp_path / "t.jsonl", reviews), write(tmp_path / "v.jsonl", reviews[:5])
@@ -140,7 +138,6 @@ def stop_after(monkeypatch, number: int) -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_end(
     encoder, files, finetune, arguments, method, monkeypatch, capsys, tmp_path
 ):
@@ -161,7 +158,6 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert same(tmp_path / "b", unbroken)
 
 
-@pytest.mark.slow
 def test_a_finished_run_stays_as_it_is(encoder, trained, arguments, files, fails, capsys):
     run = trained("classification")
     flags = "--steps 6 --learning-rate 0.02 --eval-every 3"

@@ -11,6 +11,8 @@ import pytest
 
 from fmjax.data import load_corpus
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 TINY = "--steps 2 --batch-size 8 --max-length 32 --stride 8 --eval-every 2"
 
