@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import pytest
 from quick import environ
 
 import fmjax
