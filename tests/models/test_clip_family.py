@@ -200,6 +200,15 @@ def test_published_sizes(name):
     assert param_count(fmjax.build(name)) == SIZES[name]
 
 
+def test_one_siglip_reads_short_texts():
+    lengths = {
+        name: config.text_config.max_position_embeddings
+        for name, config in presets().items()
+        if config.model_type == "siglip"
+    }
+    assert lengths.pop("siglip-so400m-14-224") == 16 and set(lengths.values()) == {64}
+
+
 def test_where_training_starts(twin):
     _, _, model, _, _ = twin
     params = tree.flatten(fmjax.init_params(model, jax.random.key(0)))
@@ -217,4 +226,4 @@ def test_where_training_starts(twin):
     }
     for name, std in stds.items():
         kernel = params[f"vision_model/layers/{name}/kernel"]
-        np.testing.assert_allclose(np.std(kernel), std, rtol=0.1, err_msg=name)
+        np.testing.assert_allclose(np.std(kernel), std, rtol=0.05, err_msg=name)

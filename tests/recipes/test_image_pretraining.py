@@ -20,11 +20,12 @@ from fmjax.cli.main import main
 from fmjax.data.images import ImageProcessor
 from fmjax.recipes.vision.figures import FIGURES, LARS, completed
 from fmjax.recipes.vision.image_sets import open_pictures
-from fmjax.recipes.vision.measuring import _filled
+from fmjax.recipes.vision.measuring import Measure, _filled
 from fmjax.recipes.vision.pretrain import PretrainImages
+from fmjax.recipes.vision.run import Run
 from fmjax.recipes.vision.settings import ImageOptimization, Images
 from fmjax.recipes.vision.start import resolve_images
-from fmjax.train.run import Run
+from fmjax.train.run import Run as Steps
 
 TINY = [
     "image_size=8",
@@ -55,7 +56,7 @@ def log(out: Path) -> list[dict]:
 
 def stopped_before(update: int, start: Callable[[], int]) -> None:
     """Starts a run that ends before this update, as by Ctrl-C."""
-    advance, count = Run.advance, 0
+    advance, count = Steps.advance, 0
 
     def stop(self):
         nonlocal count
@@ -65,7 +66,7 @@ def stopped_before(update: int, start: Callable[[], int]) -> None:
         return advance(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "advance", stop)
+        patch.setattr(Steps, "advance", stop)
         assert start() == 130
 
 
@@ -290,6 +291,26 @@ def test_the_size_of_pictures_is_the_models_unless_it_has_weights():
     said = dataclasses.replace(wanted, override=("image_size=48",))
     assert resolve_images(said).config.image_size == 48
     assert resolve_images(settings("simclr", "resnet-50", "digits", image_size=96)).image_size == 96
+
+
+def test_decay_grows_unless_it_is_given():
+    wanted = settings("dino", "vit-ti16", "digits", image_size=32)
+    assert callable(Run.open(wanted)._decay())
+    given = ImageOptimization(weight_decay=0.0)
+    assert Run.open(dataclasses.replace(wanted, optimization=given))._decay() == 0.0
+
+
+@pytest.mark.parametrize("objective, learned", [("dino", False), ("dinov2", True)])
+def test_only_prototypes_of_dinov2_have_a_length(objective, learned):
+    module = Run.open(settings(objective, "vit-ti16", "digits", image_size=32)).learner.module
+    assert ("scale" in fmjax.abstract_params(module)["head"]["last_layer"]) == learned
+
+
+@pytest.mark.parametrize("side, seen", [(16, 16), (48, 32)])
+def test_pixels_of_large_pictures_are_compared_small(side, seen):
+    run = Run.open(settings("simclr", "vit-ti16", "digits", image_size=side))
+    measure = Measure.of(run.learner, run.pictures, run.settings.probing, run.layout)
+    assert measure._pixels(next(iter(run.pictures.bank))).shape == (8, seen * seen * 3)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])

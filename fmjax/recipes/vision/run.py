@@ -111,10 +111,7 @@ class Run:
         if optimization.optimizer == "lars":
             optimizer = lars(rate, weight_decay=optimization.weight_decay)
         else:
-            decay = optimization.weight_decay
-            own = self.settings.optimization.weight_decay is not None
-            if self.paper.final_weight_decay is not None and not own:
-                decay = schedules.cosine(decay, self.paper.final_weight_decay, optimization.steps)
+            decay = self._decay()
 
             def build(start: int) -> Any:
                 return adamw(
@@ -137,6 +134,13 @@ class Run:
             learning_rate=rate,
             offload=self.settings.hardware.offloaded,
         )
+
+    def _decay(self) -> Any:
+        """The weight decay that was asked for; else the paper's, or its schedule."""
+        first, last = self.optimization.weight_decay, self.paper.final_weight_decay
+        if last is None or self.settings.optimization.weight_decay is not None:
+            return first
+        return schedules.cosine(first, last, self.optimization.steps)
 
     def train(self) -> bool:
         """Trains to the last step, from the newest checkpoint if there is one; then exports.
