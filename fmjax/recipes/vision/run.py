@@ -202,8 +202,9 @@ class Run:
         if jax.process_index():
             return True
         print("\n".join(lines))
+        changed = ", with changes, " if settings.override else " "
         lead = (
-            f"{settings.model} on {self.pictures.examples:,} pictures of {settings.data.images}, "
+            f"{settings.model}{changed}on {self.pictures.examples:,} pictures of {settings.data.images}, "
             f"{outcome.step:,} steps of {settings.data.batch_size:,}."
         )
         title = f"Pretraining by {settings.objective}"
