@@ -204,8 +204,8 @@ class Run:
         print("\n".join(lines))
         changed = ", with changes, " if settings.override else " "
         lead = (
-            f"{settings.model}{changed}on {self.pictures.examples:,} pictures of {settings.data.images}, "
-            f"{outcome.step:,} steps of {settings.data.batch_size:,}."
+            f"{settings.model}{changed}on {self.pictures.examples:,} pictures of "
+            f"{settings.data.images}, {outcome.step:,} steps of {settings.data.batch_size:,}."
         )
         title = f"Pretraining by {settings.objective}"
         page = write_report(out, out / METRICS, title, lead, lines, measure, outcome.state)
