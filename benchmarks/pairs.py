@@ -1,10 +1,12 @@
 """A pair of processes that take turns: fmjax on one side, PyTorch on the other.
 
-The two sides never run at the same time and alternate call by call, so that a drift of the
-machine's speed meets both. Printed are medians and the ratio fmjax / torch of the medians, with the
-smallest and largest ratio of neighbouring calls; below 1 means that fmjax is faster or smaller.
-Memory is the peak resident size of each process over its timed calls, everything loaded included;
-for fmjax the compiler's own figure stands beside it. The PyTorch side gets its fused AdamW.
+The two sides never run at the same time and alternate turn by turn, so that a drift of the
+machine's speed meets both. A turn is a call that is not timed and one that is: memory that a
+process gave back while it waited is slow to come again, and a training loop does not wait. Printed
+are medians and the ratio fmjax / torch of the medians, with the smallest and largest ratio of
+neighbouring turns; below 1 means that fmjax is faster or smaller. Memory is the peak resident size
+of each process over its timed calls, everything loaded included; for fmjax the compiler's own
+figure stands beside it. The PyTorch side gets its fused AdamW.
 """
 
 import argparse
@@ -75,13 +77,14 @@ def peak_bytes() -> int:
 
 
 def worker(side: Side, case: str) -> None:
-    """Answers each line on stdin with one timed call."""
+    """Answers each line on stdin with one timed call, after one that is not."""
     call, compiler_peak = side(case)
     for _ in range(2):
         call()
     reset_peak()
     print(json.dumps({"ready": compiler_peak}), flush=True)
     for _ in sys.stdin:
+        call()
         start = time.perf_counter()
         call()
         seconds = time.perf_counter() - start

@@ -26,7 +26,7 @@ def xla(
     Args:
       q_BHTK: queries, scaled already.
       k_BGSK, v_BGSK, mask, bias, softcap: as there.
-      drop: applied to the probabilities.
+      drop: applied to the probabilities, or to what is a factor for each row away from them.
 
     Returns:
       [B, T, H · K].
@@ -48,6 +48,11 @@ def xla(
         allowed = allowed if T == 1 else allowed[:, :, None]
         # The most negative finite number: a row that sees nothing gives a mean, not NaN.
         scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
-    probs = drop(jax.nn.softmax(scores, axis=-1)).astype(v_BGSK.dtype)
-    out = jnp.einsum("bg...s,bgsk->bg...k", probs, v_BGSK).reshape(B, H, T, K)
+    # What is divided by a row's sum is its result, K numbers, and not its S weights: softmax would
+    # stand between the two products as a pass of its own.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    weights = drop(weights).astype(v_BGSK.dtype)
+    out = jnp.einsum("bg...s,bgsk->bg...k", weights, v_BGSK, preferred_element_type=jnp.float32)
+    out = (out / total).astype(v_BGSK.dtype).reshape(B, H, T, K)
     return jnp.swapaxes(out, 1, 2).reshape(B, T, H * K)

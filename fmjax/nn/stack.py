@@ -23,8 +23,10 @@ _names = _POLICIES.save_only_these_names
 REMAT: dict[str, Callable[..., bool] | None] = {
     # All: fastest where memory allows.
     "none": None,
-    # Results of the weight matmuls: 12 D with the layer's input.
-    "dots": _POLICIES.dots_with_no_batch_dims_saveable,
+    # Results of the weight matmuls and of attention: 13 D with the layer's input.
+    "dots": _POLICIES.save_from_both_policies(
+        _POLICIES.dots_with_no_batch_dims_saveable, _names("attention")
+    ),
     # All but the output projection and what is elementwise: 10 D.
     "minimal": _names("qkv", "attention", "mlp_gate", "mlp_up"),
     # Attention is not computed again, the MLP is: 5 D.
