@@ -112,7 +112,7 @@ def attention(
     )
     kernel = choose(implementation, case)
     if kernel == "xla":
-        drop = partial(dropout, module, rate=dropout_rate)
+        drop = partial(dropout, module, rate=dropout_rate) if active else None
         out = xla(q, k, v, mask, bias, softcap, drop)
     elif kernel == "blockwise":
         out = on_mesh(partial(blockwise, softcap=softcap), q, k, v, mask, bias)

@@ -5,6 +5,7 @@ size.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +20,14 @@ def xla(
     mask: Mask,
     bias: jax.Array | None = None,
     softcap: float | None = None,
-    drop: Callable[[jax.Array], jax.Array] = lambda probs: probs,
+    drop: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Attention as `fmjax.nn.attention` defines it; softmax is taken in float32.
 
     Args:
       q_BHTK: queries, scaled already.
       k_BGSK, v_BGSK, mask, bias, softcap: as there.
-      drop: applied to the probabilities, or to what is a factor for each row away from them.
+      drop: applied to the probabilities.
 
     Returns:
       [B, T, H · K].
@@ -48,11 +49,34 @@ def xla(
         allowed = allowed if T == 1 else allowed[:, :, None]
         # The most negative finite number: a row that sees nothing gives a mean, not NaN.
         scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
-    # What is divided by a row's sum is its result, K numbers, and not its S weights: softmax would
-    # stand between the two products as a pass of its own.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    total = weights.sum(-1, keepdims=True)
-    weights = drop(weights).astype(v_BGSK.dtype)
-    out = jnp.einsum("bg...s,bgsk->bg...k", weights, v_BGSK, preferred_element_type=jnp.float32)
-    out = (out / total).astype(v_BGSK.dtype).reshape(B, H, T, K)
-    return jnp.swapaxes(out, 1, 2).reshape(B, T, H * K)
+    if drop is None:
+        out = _average(scores, v_BGSK)
+    else:
+        out = _mix(drop(jax.nn.softmax(scores, axis=-1)), v_BGSK)
+    return jnp.swapaxes(out.reshape(B, H, T, K), 1, 2).reshape(B, T, H * K)
+
+
+def _mix(weights: jax.Array, v_BGSK: jax.Array, dtype: Any = None) -> jax.Array:
+    """[B, G, …, S] · [B, G, S, K] → [B, G, …, K] in `dtype`, by default that of v."""
+    weights = weights.astype(v_BGSK.dtype)
+    return jnp.einsum("bg...s,bgsk->bg...k", weights, v_BGSK, preferred_element_type=dtype)
+
+
+@jax.custom_jvp
+def _average(scores: jax.Array, v_BGSK: jax.Array) -> jax.Array:
+    """softmax(scores) v; divides by a row's sum the result's K numbers, not the S weights.
+
+    Softmax would be a pass of its own between the two products, which XLA's CPU otherwise takes in
+    one. The derivative is softmax's, by the probabilities: it needs no product with v again.
+    """
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    out = _mix(weights, v_BGSK, jnp.float32) / weights.sum(-1, keepdims=True)
+    return out.astype(v_BGSK.dtype)
+
+
+@_average.defjvp
+def _average_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    def plain(scores: jax.Array, v_BGSK: jax.Array) -> jax.Array:
+        return _mix(jax.nn.softmax(scores, axis=-1), v_BGSK)
+
+    return _average(*primals), jax.jvp(plain, primals, tangents)[1]

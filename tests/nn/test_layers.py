@@ -116,6 +116,21 @@ def test_remat_changes_no_gradient(llama, policy: str, scan: bool) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("policy", "again"), [("dots", 1), ("minimal", 2), ("attention", 4), ("qkv", 5), ("full", 8)]
+)
+def test_what_remat_computes_again(llama, policy: str, again: int) -> None:
+    """Of a layer's seven products with weights, without the last, and of attention's two."""
+    model, params = llama
+
+    def products(remat: str) -> int:
+        run = model.clone(execution=Execution(remat=remat))
+        loss = jax.grad(lambda p: run.apply({"params": p}, IDS).logits.std())
+        return str(jax.make_jaxpr(loss)(params)).count("dot_general[")
+
+    assert products(policy) == products("none") + again
+
+
 def test_an_adapter_may_cover_only_some_modules_of_a_scanned_stack(llama) -> None:
     model, params = llama
     keys = jax.random.split(jax.random.key(3), 2)
