@@ -14,6 +14,7 @@ from fmjax.nn.at_use import at_use
 from fmjax.nn.backward import together
 from fmjax.nn.int8_dot import int8_dot
 from fmjax.nn.param import param
+from fmjax.nn.product import product
 from fmjax.quant import Packed, matmul
 
 
@@ -51,14 +52,14 @@ class Dense(nn.Module):
         )
         out_dtype = self.out_dtype or ex.dtype
         # One kernel for each row of the batch, in a bank of adapters with copies of it.
-        by_row = ((0,), (0,)) if kernel.ndim > len(shape) else ((), ())
+        by_row = kernel.ndim > len(shape)
 
         if self.wide and not isinstance(kernel, Packed):
             x, kernel = together(x, kernel)
 
-        def product(x: jax.Array) -> jax.Array:
+        def multiply(x: jax.Array) -> jax.Array:
             if ex.matmul == "int8" and self.out_dtype is None:
-                if isinstance(kernel, Packed) or by_row[0]:
+                if isinstance(kernel, Packed) or by_row:
                     raise ConfigError(
                         f"matmul='int8' rounds plain weights, but {'/'.join(self.path)} is packed, "
                         "or in a bank of adapters; use matmul='default'"
@@ -66,14 +67,15 @@ class Dense(nn.Module):
                 return int8_dot(x.astype(ex.dtype), at_use(kernel, ex.dtype), out_dtype)
             if isinstance(kernel, Packed):
                 return matmul(x.astype(ex.dtype), kernel, out_dtype)
-            return jax.lax.dot_general(
-                x.astype(ex.dtype),
-                at_use(kernel, ex.dtype),
-                (((x.ndim - 1,), (len(by_row[0]),)), by_row),
-                preferred_element_type=out_dtype,
-            )
+            weight = at_use(kernel, ex.dtype)
+            if by_row:
+                contract = (((x.ndim - 1,), (1,)), ((0,), (0,)))
+                return jax.lax.dot_general(
+                    x.astype(ex.dtype), weight, contract, preferred_element_type=out_dtype
+                )
+            return product(x.astype(ex.dtype), weight, out_dtype)
 
-        y = ports.low_rank(self, x, kernel, product)
+        y = ports.low_rank(self, x, kernel, multiply)
         if self.use_bias:
             bias = param(
                 self,

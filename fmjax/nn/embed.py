@@ -10,6 +10,7 @@ from fmjax.core.execution import Execution
 from fmjax.nn import ports, prompt_port
 from fmjax.nn.lookup import lookup
 from fmjax.nn.param import param
+from fmjax.nn.product import product
 
 HEAD = "attend"
 """Under an embedding's path in the adapter: the leaves of the head that shares its table."""
@@ -55,13 +56,8 @@ class Embed(nn.Module):
         """x [..., features] → f32 logits [..., num] against every row."""
         dtype = self.execution.dtype
 
-        def product(x: jax.Array) -> jax.Array:
-            return jax.lax.dot_general(
-                x.astype(dtype),
-                self.embedding.astype(dtype),
-                (((x.ndim - 1,), (1,)), ((), ())),
-                preferred_element_type=jnp.float32,
-            )
+        def multiply(x: jax.Array) -> jax.Array:
+            return product(x.astype(dtype), self.embedding.astype(dtype), jnp.float32, last=True)
 
         # The head has an adapter of its own, as if it were a layer of its own.
-        return ports.low_rank(self, x, self.embedding.T, product, below=HEAD)
+        return ports.low_rank(self, x, self.embedding.T, multiply, below=HEAD)
