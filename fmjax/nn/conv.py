@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from fmjax.core.execution import Execution
 from fmjax.nn import ports
 from fmjax.nn.param import param
+from fmjax.nn.product import product
 
 Padding = str | int | Sequence[tuple[int, int]]
 
@@ -82,4 +82,4 @@ def _by_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
     B, rows, columns = x.shape[0], x.shape[1] // p, x.shape[2] // q
     x = x[:, : rows * p, : columns * q].reshape(B, rows, p, columns, q, C)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, rows, columns, p * q * C)
-    return jnp.dot(x, kernel.reshape(p * q * C, out))
+    return product(x, kernel.reshape(p * q * C, out))

@@ -16,6 +16,7 @@ from fmjax.core.errors import ConfigError
 from fmjax.nn import bank_port
 from fmjax.nn.dropout import dropout
 from fmjax.nn.low_rank import dora_factor
+from fmjax.nn.product import product
 
 Leaves = Mapping[str, jax.Array]
 _NAMES = (
@@ -54,7 +55,7 @@ def low_rank(
     module: nn.Module,
     x: jax.Array,
     kernel: Any,
-    product: Callable[[jax.Array], jax.Array],
+    multiply: Callable[[jax.Array], jax.Array],
     below: str | None = None,
 ) -> jax.Array:
     """x W with what the module's adapter makes of it, x (W + s A B) without dropout.
@@ -69,19 +70,19 @@ def low_rank(
         and optionally lora_dropout [] (a rate), lora_bias [*out], magnitude [*out].
       x: the layer's input [..., in].
       kernel: W [in, *out], an array or packed.
-      product: x → x W [..., *out].
+      multiply: x → x W [..., *out].
       below: where in the module's adapter the leaves lie, if not at the top.
     """
     own = leaves(module, below)
     if own is not None and "rows" in own:
-        return bank_port.low_rank(module, x, kernel, product, own)
-    y = product(x)
+        return bank_port.low_rank(module, x, kernel, multiply, own)
+    y = multiply(x)
     if own is None:
         return y
     a, b, scale = own["lora_a"], own["lora_b"], own["lora_scale"]
     dropped = dropout(module, x, own["lora_dropout"]) if "lora_dropout" in own else x
-    low = jnp.tensordot(dropped.astype(y.dtype), a.astype(y.dtype), 1) * scale.astype(y.dtype)
-    change = jnp.tensordot(low, b.astype(y.dtype), 1)
+    low = product(dropped.astype(y.dtype), a.astype(y.dtype)) * scale.astype(y.dtype)
+    change = product(low, b.astype(y.dtype))
     if "lora_bias" in own:
         change = change + (scale * own["lora_bias"]).astype(y.dtype)
     if "magnitude" not in own:
@@ -89,7 +90,7 @@ def low_rank(
     factor = dora_factor(kernel, a, b, scale, own["magnitude"])
     if dropped is x:
         return _times(factor, y + change)
-    base = product(dropped)
+    base = multiply(dropped)
     return y + (_times(factor, base + change) - base)
 
 
@@ -107,7 +108,7 @@ def low_rank_embedding(
         return bank_port.low_rank_embedding(module, ids, y, table, own)
     a, b, scale = own["lora_a"], own["lora_b"], own["lora_scale"]
     low = jnp.take(a, ids, axis=0).astype(y.dtype) * scale.astype(y.dtype)
-    y = y + jnp.tensordot(low, b.astype(y.dtype), 1)
+    y = y + product(low, b.astype(y.dtype))
     if "magnitude" not in own:
         return y
     return _times(dora_factor(table, a, b, scale, own["magnitude"]), y)
