@@ -3,9 +3,11 @@
 import contextlib
 import os
 import sys
+import time
 from types import TracebackType
 
 import jax
+from jax._src.distributed import global_state
 from jax._src.xla_bridge import backends_are_initialized
 
 from fmjax.core.errors import ConfigError
@@ -14,6 +16,9 @@ from fmjax.parallel.roll_call import roll_call
 
 TIMEOUT = 300
 """Seconds in which all processes must have found each other."""
+
+GRACE = 5.0
+"""Seconds that the process of the coordinator stays when it has failed."""
 
 _TOO_LATE = (
     "JAX has already used a device; call fmjax.parallel.start before anything else in every process"
@@ -78,10 +83,13 @@ def start(
 
 def leave(code: int) -> None:
     """Ends a process that has failed, now: JAX would wait at the exit for all the others, which
-    wait for this one in their next collective."""
+    wait for this one in their next collective. Those that have failed too, for the same reason, are
+    killed when the coordinator goes: its process gives them time to say so."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # its reader may have gone, or it is closed
             stream.flush()
+    if global_state.service is not None:
+        time.sleep(GRACE)
     os._exit(code)
 
 

@@ -3,12 +3,13 @@
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from fmjax.core.errors import ConfigError
-from fmjax.parallel import group, roll_call, start
+from fmjax.parallel import distributed, group, roll_call, start
 from fmjax.parallel.group import find_group, first_host
 
 SRUN = {
@@ -231,3 +232,14 @@ def test_to_start_after_a_device_was_used_is_refused_before_anybody_is_waited_fo
     with pytest.raises(ConfigError, match=r"already used a device; call fmjax.parallel.start bef"):
         start(coordinator, 2, 0, timeout=60)
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(("service", "waits"), [(object(), [distributed.GRACE]), (None, [])])
+def test_the_coordinator_leaves_last(service, waits, monkeypatch):
+    """Else the others, which may have failed for the same reason, are killed before they say so."""
+    done = []
+    monkeypatch.setattr(distributed, "global_state", SimpleNamespace(service=service))
+    monkeypatch.setattr(distributed.time, "sleep", done.append)
+    monkeypatch.setattr(distributed.os, "_exit", lambda code: done.append(f"exit {code}"))
+    distributed.leave(2)
+    assert done == [*waits, "exit 2"]
