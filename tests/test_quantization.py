@@ -98,6 +98,7 @@ def test_the_abstract_tree_is_that_of_the_arrays(kind, whole):
     assert back["norm"]["scale"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_on_a_mesh(kind, whole, nf4):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
@@ -158,6 +159,7 @@ def test_fingerprints_and_adapters(whole, nf4, tmp_path):
     peft.load(tmp_path, model, original, any_base=True)
 
 
+@pytest.mark.slow
 def test_training_an_adapter_and_its_checkpoints(nf4, whole, tmp_path):
     mesh = make_mesh(fsdp=2, data=-1)
     model, params = fmjax.from_pretrained(nf4, mesh=mesh)

@@ -188,6 +188,7 @@ def test_rows_that_fill_the_batch_do_not_count(twin):
     np.testing.assert_allclose(metrics["margin"], expected["margin"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulation_and_a_mesh_give_the_same_update(twin):
     _, model, variables, _ = twin
     data = batch(8)

@@ -148,6 +148,7 @@ def test_decoders(config, kind, sizes):
     agree(config, kind, **sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [MISTRAL, GEMMA2, FALCON], ids=["mistral", "gemma2", "falcon"])
 def test_windows_softcaps_and_a_single_key_head(config):
     agree(config, "packed", context=2, fsdp=2, tensor=2)
@@ -158,6 +159,7 @@ def test_alibi(kind):
     agree(FALCON | {"alibi": True}, kind, context=4, data=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "spec"),
     [
@@ -173,6 +175,7 @@ def test_adapters(config, spec):
     agree(config, "padded", spec=spec, context=4, data=2)
 
 
+@pytest.mark.slow
 def test_experts():
     objective = CausalLM(router_loss=0.1, router_metrics=True)
     agree(MIXTRAL, "padded", objective, context=2, expert=2, fsdp=2)

@@ -127,6 +127,7 @@ def test_methods_mix(llama):
         assert path.endswith(("ia3_in", "ia3_out")) <= (not x.any())
 
 
+@pytest.mark.slow
 def test_over_a_packed_base_and_on_a_tied_head(llama):
     packed = tree.map_with_path(
         lambda path, w: quantize(w, "nf4", lead=1) if "_proj/kernel" in path else w, llama[1]

@@ -137,6 +137,7 @@ def test_the_norm_needs_no_second_matrix():
     assert compiled.memory_analysis().temp_size_in_bytes < size * size * 4 / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 def test_over_packed_kernels(llama, kit, scan):
     """As over the same kernels unpacked: values, gradient and start."""

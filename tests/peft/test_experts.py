@@ -125,6 +125,7 @@ def moved(adapter):
     return tree.map_with_path(move, adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [dict(expert=2, tensor=2, data=2), dict(fsdp=4, expert=2)])
 def test_experts_on_several_devices(mixtral, kit, axes):
     mesh = fmjax.make_mesh(**axes)

@@ -132,6 +132,7 @@ def test_what_is_larger_than_the_chip_does_not_fit() -> None:
     assert not result.fits and "DOES NOT FIT" in str(result)
 
 
+@pytest.mark.slow
 def test_traffic_is_the_compilers_where_nothing_loops_and_the_same_where_it_does() -> None:
     """XLA's count is right for unrolled layers: two of them less one, against scanned ones."""
 

@@ -201,6 +201,7 @@ def test_a_run_accounts_for_its_time(tmp_path, capsys):
     assert seconds["step"] > 0 and seconds["compile"] > 0 and "restart" not in seconds
 
 
+@pytest.mark.slow
 def test_profiles_of_runs():
     # In a process of its own: where libtpu was loaded to compile for a TPU, the profiler crashes.
     file = Path(__file__).with_name("profiles.py")

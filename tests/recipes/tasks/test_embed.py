@@ -85,6 +85,7 @@ def test_texts_that_are_cut_are_counted(encoder, embed, write, capsys, tmp_path)
     assert np.isfinite(vectors).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_model_trained_for_embedding_keeps_its_pooling(
     encoder, finetune, files, embed, source, pooling, capsys, tmp_path

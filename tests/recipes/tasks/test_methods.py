@@ -53,6 +53,7 @@ def test_files_answer_as_the_run_did(method, run, files, capsys):
     assert (out / "adapter").exists() == (method != "full")
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_what_is_saved(run, encoder, tmp_path):
     trained = load_file(run("full", "--ema", "0.9") / "model" / "model.safetensors")
     start = load_file(encoder / "model.safetensors")

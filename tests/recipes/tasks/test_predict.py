@@ -132,6 +132,7 @@ def test_entities_cut_the_text(trained, predict, write, tmp_path):
             assert entity["label"] in ("PER", "LOC") and 0 < entity["score"] <= 1
 
 
+@pytest.mark.slow
 def test_long_texts_are_tagged_in_windows(encoder, finetune, files, predict, write, tmp_path):
     flags = "--steps 60 --learning-rate 0.02"
     run = finetune("tagging", encoder, files["tagging"], tmp_path / "run", flags)
@@ -162,6 +163,7 @@ def test_answers_cut_the_context(trained, predict, questions, write, tmp_path):
     assert [row["answer"] for row in always] == [row["answer"] for row in answers]
 
 
+@pytest.mark.slow
 def test_questions_are_learnt(encoder, finetune, files, predict, questions, tmp_path):
     flags = "--steps 60 --learning-rate 0.02 --max-length 48"
     run = finetune("qa", encoder, files["qa"], tmp_path / "run", flags)
