@@ -29,7 +29,7 @@ def join(options: Any) -> None:
 
 
 def failed(code: int) -> int:
-    """The exit code; a process of several does not wait for the others to fail too."""
+    """The exit code; a process of several leaves by itself, see `fmjax.parallel.distributed`."""
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         from fmjax.parallel.distributed import leave

@@ -58,22 +58,21 @@ class Dense(nn.Module):
             x, kernel = together(x, kernel)
 
         def multiply(x: jax.Array) -> jax.Array:
+            x = x.astype(ex.dtype)
             if ex.matmul == "int8" and self.out_dtype is None:
                 if isinstance(kernel, Packed) or by_row:
                     raise ConfigError(
                         f"matmul='int8' rounds plain weights, but {'/'.join(self.path)} is packed, "
                         "or in a bank of adapters; use matmul='default'"
                     )
-                return int8_dot(x.astype(ex.dtype), at_use(kernel, ex.dtype), out_dtype)
+                return int8_dot(x, at_use(kernel, ex.dtype), out_dtype)
             if isinstance(kernel, Packed):
-                return matmul(x.astype(ex.dtype), kernel, out_dtype)
+                return matmul(x, kernel, out_dtype)
             weight = at_use(kernel, ex.dtype)
             if by_row:
                 contract = (((x.ndim - 1,), (1,)), ((0,), (0,)))
-                return jax.lax.dot_general(
-                    x.astype(ex.dtype), weight, contract, preferred_element_type=out_dtype
-                )
-            return product(x.astype(ex.dtype), weight, out_dtype)
+                return jax.lax.dot_general(x, weight, contract, preferred_element_type=out_dtype)
+            return product(x, weight, out_dtype)
 
         y = ports.low_rank(self, x, kernel, multiply)
         if self.use_bias:

@@ -13,9 +13,9 @@ def product(
 
     On a CPU alone both are taken as matrices. The weight's gradient, a sum over all of the leading
     dimensions, is then xᵀ dy of two matrices, which XLA's CPU takes as they lie; with more
-    dimensions it writes dy turned round first, into a product that is a third slower (Transformers
-    of 768: 7 to 9 % of a training step). On a mesh the dimensions may be split, each over devices
-    of its own, and stay apart; other compilers do not need it.
+    dimensions it writes dy turned round first, into a product that can take half as long again
+    (about a tenth of a training step, `benchmarks/README.md`). On a mesh the dimensions may be
+    split, each over devices of its own, and stay apart; other compilers do not need it.
 
     Args:
       x: activations.
@@ -25,12 +25,13 @@ def product(
     """
     K = x.shape[-1]
     features = weight.shape[:-1] if last else weight.shape[1:]
-    of_weight = weight.ndim - 1 if last else 0
+
+    def dot(x: jax.Array, weight: jax.Array) -> jax.Array:
+        contract = (((x.ndim - 1,), (weight.ndim - 1 if last else 0,)), ((), ()))
+        return jax.lax.dot_general(x, weight, contract, preferred_element_type=dtype)
+
     mesh = current()
     if platform() != "cpu" or (mesh is not None and mesh[0].size > 1):
-        contract = (((x.ndim - 1,), (of_weight,)), ((), ()))
-        return jax.lax.dot_general(x, weight, contract, preferred_element_type=dtype)
-    matrix = weight.reshape(-1, K) if last else weight.reshape(K, -1)
-    contract = (((1,), (matrix.ndim - 1 if last else 0,)), ((), ()))
-    y = jax.lax.dot_general(x.reshape(-1, K), matrix, contract, preferred_element_type=dtype)
+        return dot(x, weight)
+    y = dot(x.reshape(-1, K), weight.reshape((-1, K) if last else (K, -1)))
     return y.reshape(*x.shape[:-1], *features)

@@ -82,9 +82,12 @@ def start(
 
 
 def leave(code: int) -> None:
-    """Ends a process that has failed, now: JAX would wait at the exit for all the others, which
-    wait for this one in their next collective. Those that have failed too, for the same reason, are
-    killed when the coordinator goes: its process gives them time to say so."""
+    """Ends a process that has failed, without JAX's wait at the exit for all the others, which wait
+    for this one in their next collective.
+
+    Those that have failed too, for the same reason, are killed when the coordinator goes: its
+    process stays for `GRACE`, so that they can say so.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # its reader may have gone, or it is closed
             stream.flush()
