@@ -126,7 +126,7 @@ def attention(
         out = on_mesh(lambda q, k, v, mask, bias: run(q, k, v, mask), q, k, v, mask)
     out = constrain(out, ("batch", "seq", "act_heads"))
     # The others name what their backward pass needs, of which this is a copy.
-    return checkpoint_name(out, "attention") if kernel in ("xla", "cudnn") else out
+    return checkpoint_name(out, "attention") if kernel == "cudnn" else out
 
 
 def _is_prefill(cache_index: int | jax.Array) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from fmjax.nn.masks import Mask
 
@@ -52,7 +53,8 @@ def xla(
     if drop is None:
         out = _average(scores, v_BGSK)
     else:
-        out = _mix(drop(jax.nn.softmax(scores, axis=-1)), v_BGSK)
+        weights = drop(jax.nn.softmax(scores, axis=-1))
+        out = checkpoint_name(_mix(weights, v_BGSK), "attention")
     return jnp.swapaxes(out.reshape(B, H, T, K), 1, 2).reshape(B, T, H * K)
 
 
@@ -67,7 +69,7 @@ def _average(scores: jax.Array, v_BGSK: jax.Array) -> jax.Array:
     """softmax(scores) v; divides by a row's sum the result's K numbers, not the S weights.
 
     Softmax would be a pass of its own between the two products, which XLA's CPU otherwise takes in
-    one. The derivative is softmax's, by the probabilities: it needs no product with v again.
+    one.
     """
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     out = _mix(weights, v_BGSK, jnp.float32) / weights.sum(-1, keepdims=True)
@@ -76,7 +78,14 @@ def _average(scores: jax.Array, v_BGSK: jax.Array) -> jax.Array:
 
 @_average.defjvp
 def _average_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    def plain(scores: jax.Array, v_BGSK: jax.Array) -> jax.Array:
-        return _mix(jax.nn.softmax(scores, axis=-1), v_BGSK)
+    """With p = softmax(s), o = p v moves by (p ∘ ds) v − o Σ (p ∘ ds) + p dv.
 
-    return _average(*primals), jax.jvp(plain, primals, tangents)[1]
+    Transposed, o · do stands in for the sum over S that softmax's own derivative takes
+    (FlashAttention, arXiv:2205.14135, appendix B.2). So it is o that the backward pass needs.
+    """
+    (scores, v_BGSK), (scores_dot, v_dot) = primals, tangents
+    out = checkpoint_name(_average(scores, v_BGSK), "attention")
+    weights = jax.nn.softmax(scores, axis=-1)
+    moved = weights * scores_dot
+    out_dot = _mix(moved, v_BGSK) - out * moved.sum(-1, keepdims=True) + _mix(weights, v_dot)
+    return out, out_dot.astype(out.dtype)
