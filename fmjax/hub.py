@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,8 @@ def save_pretrained(
 ) -> None:
     """Writes a directory that transformers loads: all of it or nothing.
 
-    Several processes all call this; the first one writes.
+    Several processes all call this; the first one writes. It warns where transformers would compute
+    something else from the same files (`ModelConfig.caveat`).
 
     Args:
       directory: made if needed. Weights of an earlier export in it are replaced; files that this
@@ -151,6 +153,8 @@ def save_pretrained(
     items = files.param_items(get_family(config.model_type).rows(config), params, dtype)
     if jax.process_index():
         return files.contribute(items, max_shard_size)
+    if config.caveat is not None:
+        warnings.warn(f"{directory}: {config.caveat}", stacklevel=2)
     with files.replacing(directory, files.OWNED) as staging:
         if carry_from is not None:
             carry(carry_from, staging)

@@ -109,6 +109,11 @@ class ModelConfig:
         return values
 
     @property
+    def caveat(self) -> str | None:
+        """What transformers reads otherwise than it is meant here; None where they agree."""
+        return None
+
+    @property
     def position_limit(self) -> int | None:
         """Tokens of the longest sequence that has positions; None where they have no end (RoPE)."""
         return None

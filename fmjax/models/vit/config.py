@@ -76,6 +76,15 @@ class ViTConfig(VisionConfig):
         )
 
     @property
+    def caveat(self) -> str | None:
+        if self.head is None or self.pooling not in ("mean", "map"):
+            return None
+        return (
+            f"transformers does not know pooling={self.pooling!r}: its classifier reads the first "
+            "token, so its logits will differ; leave pooling out to train one that both read alike"
+        )
+
+    @property
     def pooler_size(self) -> int:
         """Of the pooler's output."""
         return self.pooler_output_size or self.hidden_size
