@@ -1,5 +1,6 @@
 """What the person at the terminal sees of a run."""
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +9,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 
+def has_bars(console: Console) -> bool:
+    """Whether a bar can be drawn: on a terminal, and in a notebook that has ipywidgets.
+
+    Without ipywidgets rich would draw nothing there, once it has warned.
+    """
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal
+
+
 class Display:
-    """A live bar on a terminal or in a notebook, one line a report elsewhere. Writes to stderr.
+    """A live bar where one can be drawn, one line a report elsewhere. Writes to stderr.
 
     Args:
       total: steps of the run.
@@ -24,7 +35,7 @@ class Display:
         self._bar: Progress | None = None
 
     def __enter__(self) -> "Display":
-        if self._enabled and (self._console.is_terminal or self._console.is_jupyter):
+        if self._enabled and has_bars(self._console):
             columns = (BarColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=self._console)
             self._bar.start()

@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import itertools
 import json
@@ -26,7 +27,7 @@ from fmjax.train import (
 )
 from fmjax.train.checkpoint import Checkpointer
 from fmjax.train.meter import Meter
-from fmjax.train.progress import Display, describe
+from fmjax.train.progress import Display, describe, has_bars
 
 
 class Recorder:
@@ -250,6 +251,17 @@ def test_plain_lines_where_there_is_no_terminal():
         "step 10/20 · loss 3.2500 · 12.3k tokens/s · 1:02:03 left\n"
         "step 10: evaluation loss 3.0 [not markup]\n"
     )
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_has_bars_where_they_can_be_drawn(widgets, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: (object() if widgets else None) if name == "ipywidgets" else find(name),
+    )
+    assert has_bars(Console(force_jupyter=True)) == widgets
 
 
 def test_live_bar_on_a_terminal():

@@ -101,9 +101,11 @@ def counting(what: str, total: int, show: bool = True) -> Iterator[Callable[[int
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from fmjax.train.progress import has_bars
+
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    shown = show and console.is_terminal
+    shown = show and has_bars(console)
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(what, total=total)
         yield lambda rows: bar.advance(task, rows)
