@@ -39,8 +39,8 @@ CLIP = PretrainImages(
     tokenizer=str(TOKENIZER),
     out=Path("runs/clip_openmoji"),
     data=Images(images="openmoji", batch_size=128, stored_size=72),
-    views=Views(flip=False, smallest_crop=0.6),
-    optimization=ImageOptimization(steps=400, learning_rate=1e-3),
+    views=Views(smallest_crop=0.6),
+    optimization=ImageOptimization(steps=400, learning_rate=1e-3, clip_norm=1.0),
     probing=Probing(eval_every=100, checkpoint_every=100),
 )
 

@@ -13,7 +13,7 @@ paper's figure is of stands beside it. They were not run here.
   vit-s16       1.28 M     300    1024  1.1e19      5  79.8 top-1 (arXiv:2012.12877)
   mae-b16       1.28 M     800    4096  6.0e19     26  83.6 top-1, fine-tuned (1600 epochs)
   simclr-r50    1.28 M     800    4096  5.9e19     26  69.1 linear (1000 epochs)
-  dino-s16      1.28 M     100    1024  1.5e19      6  69.3 kNN, 74.0 linear
+  dino-s16      1.28 M     100     512  1.5e19      6  69.3 kNN, 74.0 linear
   dinov2-s14    1.28 M     100    1024  3.1e19     14  none on this set
   clip-b32       400 M      32  32,768  5.7e20    250  63.3 zero-shot
 """
@@ -60,17 +60,28 @@ VIT_S16 = recipe(
     override=("drop_path_rate=0.1",),
 )
 MAE_B16 = recipe("mae", "mae-b16", 800, 4096)
-SIMCLR_R50 = recipe("simclr", "resnet-50", 800, 4096)
+# Ten epochs of warm-up, however long the run.
+SIMCLR_R50 = recipe(
+    "simclr", "resnet-50", 800, 4096, optimization={"warmup": 10 * PICTURES // 4096}
+)
 DINO_S16 = recipe(
     "dino",
     "vit-s16",
     100,
-    1024,
-    heads=Heads(prototypes=65536, teacher_temperature=0.07),
+    512,
+    heads=Heads(prototypes=65536),
     override=("drop_path_rate=0.1", "layer_norm_eps=1e-6"),
 )
 DINOV2_S14 = recipe("dinov2", "dinov2-s14", 100, 1024, heads=Heads(prototypes=65536))
-CLIP_B32 = recipe("clip", "clip-vit-b32", 32, 32768, "pairs/*.tar", tokenizer="clip-tokenizer")
+CLIP_B32 = recipe(
+    "clip",
+    "clip-vit-b32",
+    32,
+    32768,
+    "pairs/*.tar",
+    tokenizer="clip-tokenizer",
+    optimization={"warmup": 2000},
+)
 METHODS = {
     "vit-s16": VIT_S16,
     "mae-b16": MAE_B16,

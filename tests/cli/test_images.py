@@ -272,6 +272,10 @@ def test_errors(clip, vit, pictures, names, model_dir, tmp_path, fails):
     place = tmp_path / "x" / "i"
     (tmp_path / "x").write_text("a file")
     fails([*find, "--text", "a", "--index", place], f"index {place} cannot be written", "--index")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    fails([*find, "--text", "a", "--index", notes], f"--index {notes} is a file of another kind")
+    assert notes.read_text() == "mine"
     label = ["classify", "--images", pictures, "--model"]
     fails([*label, clip, "--labels", "one"], "give at least two")
     fails([*label, clip, "--labels", "a", "a"], "must be different")

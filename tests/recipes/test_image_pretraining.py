@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from PIL import Image
 
 import fmjax
 from fmjax.cli.main import main
+from fmjax.core.errors import DataError
 from fmjax.data.images import ImageProcessor
 from fmjax.recipes.vision.figures import FIGURES, LARS, completed
-from fmjax.recipes.vision.image_sets import open_pictures
+from fmjax.recipes.vision.image_sets import open_both, open_pictures
 from fmjax.recipes.vision.measuring import Measure, _filled
 from fmjax.recipes.vision.pretrain import PretrainImages
 from fmjax.recipes.vision.run import Run
@@ -344,7 +346,15 @@ def test_figures_of_the_papers():
         ("simclr", "vit-ti16", ("--mixup", "1"), "--mixup belongs to --objective supervised"),
         ("dino", "vit-ti16", ("--optimizer", "lars"), "not for --objective dino"),
         ("dino", "vit-ti16", ("--smallest-crop", "2"), "must lie in 0 to 1"),
-        ("dino", "vit-ti16", ("--whiten", "-1"), "--whiten -1 must be at least 1"),
+        ("dino", "vit-ti16", ("--whiten", "-1"), "--whiten -1 must not be below 0"),
+        ("dino", "vit-ti16", ("--local-crops", "-1"), "--local-crops -1 must not be below 0"),
+        ("dino", "vit-ti16", ("--local-size", "5"), "--local-size 5 is not a number of whole"),
+        ("dino", "vit-ti16", ("--color", "-1"), "--color -1.0 must not be below 0"),
+        ("dino", "vit-ti16", ("--prototypes", "0"), "--prototypes 0 must be at least 1"),
+        ("simclr", "vit-ti16", ("--hidden", "0"), "--hidden 0 must be at least 1"),
+        ("dino", "vit-ti16", ("--teacher-temperature", "0"), "0.0 must be above 0"),
+        ("dino", "vit-ti16", ("--teacher-momentum", "2"), "2.0 must lie in 0 to 1"),
+        ("dino", "vit-ti16", ("--eval-images", "digits:train"), "are in --images digits too"),
         ("supervised", "vit-ti16", ("--whiten", "9"), "is of the vote by neighbours"),
         ("simclr", "resnet-50", ("--features", "mean"), "leave it out for the encoder's own"),
         ("dino", "vit-ti16", ("--batch-size", "0"), "--batch-size 0 must be at least 1"),
@@ -359,3 +369,57 @@ def test_bad_settings_leave_nothing_behind(objective, model, more, message, tmp_
     assert main([*arguments, *more]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "images, eval_images, sizes",
+    [
+        ("digits", "digits", (898, 899)),
+        ("digits:train", "digits", (898, 899)),
+        ("digits", "digits:validation", (898, 899)),
+        ("{}", "{}", (27, 3)),
+        ("{}", "{}:validation", (27, 3)),
+        ("{}:train", "{}", (27, 3)),
+        ("{}/", "{}:validation", (27, 3)),
+        ("{}/a", "{}/b", (15, 15)),
+    ],
+)
+def test_no_picture_is_both_trained_and_measured_on(images, eval_images, sizes, photos):
+    data = Images(images=images.format(photos), eval_images=eval_images.format(photos))
+    train, held_out = open_both(data)
+    assert (len(train), len(held_out)) == sizes
+    names = [{s.name(i) for i in range(len(s))} for s in (train, held_out)]
+    assert not names[0] & names[1]
+
+
+@pytest.mark.parametrize("eval_images", ["{}:train", "{}:all", "{}/a"])
+def test_pictures_that_are_trained_on_are_refused(eval_images, photos):
+    data = Images(images=f"{photos}:all", eval_images=eval_images.format(photos))
+    with pytest.raises(DataError, match="of the pictures of --eval-images .* too, such as"):
+        open_both(data)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    for name in "ab":
+        (root / name).mkdir()
+        for i in range(15):
+            Image.new("L", (4, 4), i).save(root / name / f"{i}.png")
+    return root
+
+
+def test_what_is_broken_does_not_count_among_the_neighbours(photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "photos")
+    for file in sorted((tmp_path / "photos").rglob("*.png"))[5:12]:
+        file.write_bytes(file.read_bytes()[:40])
+    more = ("--images", str(tmp_path / "photos"), "--neighbours", "25", "--batch-size", "8")
+    steps = ("--steps", "1", "--projection", "8", "--hidden", "8")
+    assert train("simclr", "vit-ti16", tmp_path / "run", TINY, *more, *steps) == 0
+    assert "left out of" in capsys.readouterr().out
+
+
+def test_published_figures_of_the_teachers():
+    for objective, momentum, temperature in (("dino", 0.996, 0.04), ("dinov2", 0.994, 0.07)):
+        _, paper = completed(ImageOptimization(), objective, 2048, False)
+        assert (paper.teacher_momentum, paper.teacher_temperature) == (momentum, temperature)

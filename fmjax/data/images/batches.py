@@ -132,6 +132,7 @@ def image_batches(
         "batch_size": batch_size, "image_size": image_size, "seed": seed, "shuffle": shuffle,
         "epochs": epochs, "labels": labels, "background": list(background),
         "max_length": None if captions is None else captions.max_length,
+        "vocabulary": None if captions is None else captions.vocabulary,
         "examples": n, "checksum": checksum(source),
     }  # fmt: skip
     batches = RowBatches(rows, order, epochs, batch_size, share, workers)

@@ -68,7 +68,8 @@ def decode_image(
         name = name or str(picture)
     try:
         opened = _open(picture, max_pixels)
-        return _rgb(opened, max_size, background)
+        # The caller's own picture must stay as large as it is.
+        return _rgb(opened, max_size, background, reduce=opened is not picture)
     except ImageError as e:
         raise ImageError(e.reason, e.detail, name) from e.__cause__
     # Pillow's readers raise whatever broken bytes lead them to: OSError, SyntaxError, ValueError,
@@ -140,11 +141,11 @@ def _to_8_bits(array: np.ndarray) -> np.ndarray:
     return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _rgb(image: Image.Image, max_size: int | None, background: tuple) -> np.ndarray:
+def _rgb(image: Image.Image, max_size: int | None, background: tuple, reduce: bool) -> np.ndarray:
     width, height = image.size
     scale = 1.0 if max_size is None else min(1.0, max_size / max(width, height))
     size = tuple(max(1, round(side * scale)) for side in (width, height))
-    if scale < 1:
+    if scale < 1 and reduce:
         # Twice the wanted size, lest the reduction be seen.
         image.draft(None, (2 * size[0], 2 * size[1]))
     image.load()

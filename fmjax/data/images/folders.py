@@ -26,8 +26,9 @@ class ImageFolder(ImageSource):
       class_names: the classes in this order, rather than those that are there in their own.
 
     Raises:
-      DataError: no such directory, no pictures in it, pictures beside the classes' directories, or
-        a split that it does not have, or a class that is not in `class_names`.
+      DataError: no such directory, one that cannot be listed, no pictures in it, pictures beside
+        the classes' directories, a split that it does not have, or a class that is not in
+        `class_names`.
     """
 
     def __init__(
@@ -94,12 +95,23 @@ def folder_splits(root: Path) -> dict[str, str]:
     return {"train": "train", "validation": held_out[0]}
 
 
+def unlistable(error: OSError) -> None:
+    """For `os.walk`, which would pass over what it cannot list, and a class with it.
+
+    Raises:
+      DataError: names the folder.
+    """
+    raise DataError(
+        f"{error.filename}: the folder cannot be listed ({error.strerror}); check its permissions"
+    ) from error
+
+
 def _pictures(root: Path, top: str) -> tuple[list[str], list[str]]:
     """Picture files in `root / top` itself, and below it, as paths from `root`, sorted."""
     flat, deep = [], []
     start = os.path.join(root, top)
     been = set()  # links are followed, but not round in circles
-    for directory, below, files in os.walk(start, followlinks=True):
+    for directory, below, files in os.walk(start, onerror=unlistable, followlinks=True):
         real = os.path.realpath(directory)
         below[:] = [] if real in been else [name for name in below if not name.startswith(".")]
         if real in been:

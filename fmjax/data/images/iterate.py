@@ -111,8 +111,10 @@ class ImageEvalBatches:
 
 
 def checksum(source: ImageSource) -> int:
-    """Of what its examples are called and in which order: another set is not resumed by mistake."""
+    """Of what its examples are called, in which order, and what is known of them: another set is
+    not resumed by mistake."""
     total = zlib.crc32("\n".join(source.class_names).encode(errors=ANY_NAME))
     for i in range(len(source)):
-        total = zlib.crc32(source.group(i).encode(errors=ANY_NAME) + b"\n", total)
+        about = f"{source.group(i)}\n{source.facts(i)}\n"
+        total = zlib.crc32(about.encode(errors=ANY_NAME), total)
     return total

@@ -44,12 +44,11 @@ def open_images(
     Raises:
       DataError: nothing has this name, it cannot be read, a bad split, or other classes.
     """
-    name, _, ending = str(spec).rpartition(":")
-    if name and ending in SPLITS:
-        spec, split = name, ending
+    spec, ending = split_of(spec)
+    split = ending or split
     if split not in SPLITS:
         raise DataError(f'no split "{split}" of {spec}; there are {", ".join(SPLITS)}')
-    source, divided = _open(str(spec), split, class_names)
+    source, divided = _open(spec, split, class_names)
     own = source.class_names
     if class_names is not None and own and tuple(class_names) != own:
         raise DataError(
@@ -60,6 +59,12 @@ def open_images(
         return source
     train, validation = hash_split(source, held_out)
     return train if split == "train" else validation
+
+
+def split_of(spec: str | Path) -> tuple[str, str]:
+    """A name without the split that it says itself, and that split, or ""."""
+    name, _, ending = str(spec).rpartition(":")
+    return (name, ending) if name and ending in SPLITS else (str(spec), "")
 
 
 def has_splits(spec: str | Path) -> bool:

@@ -6,6 +6,7 @@ Names: S = image_size, T = max_length.
 import collections
 import dataclasses
 import threading
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from fmjax.core.errors import DataError, TokenizerError
 from fmjax.data.encoding import encode
 from fmjax.data.images.decode import ImageError, check_limits, decode_image
-from fmjax.data.images.sources import ImageSource
+from fmjax.data.images.sources import ANY_NAME, ImageSource
 from fmjax.data.loader import derived_seed
 from fmjax.data.tokenizer import Tokenizer
 
@@ -41,6 +42,8 @@ class Captions:
         """`input_ids` (and `attention_mask`) i32[T] of one caption."""
         if caption is None:
             raise ImageError("no caption")
+        if isinstance(caption, bytes):
+            raise ImageError("unusable caption", "neither text in UTF-8 nor JSON")
         if not isinstance(caption, str) or not caption.strip():
             raise ImageError("empty caption")
         try:
@@ -53,6 +56,12 @@ class Captions:
     @property
     def empty(self) -> Row:
         return self._padded([])
+
+    @property
+    def vocabulary(self) -> int:
+        """Checksum of the tokens by number: of another tokenizer the ids mean something else."""
+        tokens = (self.tokenizer.id_to_token(i) for i in range(self.tokenizer.vocab_size))
+        return zlib.crc32("\n".join(map(str, tokens)).encode(errors=ANY_NAME))
 
     def _padded(self, ids: list[int]) -> Row:
         tokenizer, gap = self.tokenizer, self.max_length - len(ids)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fmjax.core.errors import DataError
+from fmjax.data.images.decode import ImageError
 
 SPLITS = ("train", "validation", "all")
 ANY_NAME = "surrogatepass"  # how names become bytes to hash: those of files may be no UTF-8
@@ -38,6 +39,13 @@ class ImageSource:
     def group(self, index: int) -> str:
         """Examples of one group must not be on both sides of a split. Default: each its own."""
         return self.name(index)
+
+    def facts(self, index: int) -> str:
+        """What is known of an example beside its group without reading a file: label, captions.
+
+        Part of the checksum that tells a run's data from other data. Default: nothing.
+        """
+        return ""
 
     def select(self, indices: Iterable[int]) -> "ImageSource":
         """The source of some of the examples, in the order of `indices`."""
@@ -69,6 +77,9 @@ class _Selection(ImageSource):
 
     def group(self, index: int) -> str:
         return self._source.group(int(self._indices[index]))
+
+    def facts(self, index: int) -> str:
+        return self._source.facts(int(self._indices[index]))
 
 
 class Examples(ImageSource):
@@ -103,6 +114,12 @@ class Examples(ImageSource):
 
     def group(self, index: int) -> str:
         return self.name(index) if self._groups is None else self._groups[index]
+
+    def facts(self, index: int) -> str:
+        example = self._examples[index]
+        if not isinstance(example, Mapping):
+            return ""
+        return repr([example.get(field) for field in ("label", "caption", "captions")])
 
 
 class Concatenated(ImageSource):
@@ -144,15 +161,25 @@ class Concatenated(ImageSource):
         source, at = self._find(index)
         return source.group(at)
 
+    def facts(self, index: int) -> str:
+        source, at = self._find(index)
+        return source.facts(at)
+
 
 def caption_table(source: ImageSource) -> tuple[list[str], np.ndarray]:
     """Every caption of every example, and which one each is of: texts, i64[T].
 
-    For retrieval with several captions a picture. Empty captions are left out.
+    For retrieval with several captions a picture. Empty ones, and what is no text, are left out.
+
+    Raises:
+      ImageError: an example that cannot be read, by its name.
     """
     texts, owners = [], []
     for i in range(len(source)):
-        example = source[i]
+        try:
+            example = source[i]
+        except ImageError as e:
+            raise ImageError(e.reason, e.detail, source.name(i)) from e
         several = example.get("captions") or (example.get("caption"),)
         kept = [text for text in several if isinstance(text, str) and text.strip()]
         texts += kept

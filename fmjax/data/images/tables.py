@@ -94,6 +94,9 @@ class TableImages(ImageSource):
     def group(self, index: int) -> str:
         return self._pictures[self._paths[index]]
 
+    def facts(self, index: int) -> str:
+        return repr((self._labels[index], self._captions[index]))
+
 
 def _column(
     table: FileRows, file: Path, given: str | None, usual: tuple[str, ...], option: str

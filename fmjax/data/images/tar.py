@@ -39,17 +39,19 @@ class _Sample(NamedTuple):
 class TarImages(ImageSource):
     """Examples of tar shards.
 
-    A sample's picture is its file with a picture's ending. `.txt` is its caption, `.cls` its label,
-    and in `.json` the first of captions, caption and text is looked for where there is no `.txt`.
-    Samples without a picture are passed over, and counted in `without_picture`.
+    A sample's picture is its file with a picture's ending, the first of several, and one such as
+    `.seg.png` only where there is no other. `.txt` is its caption, `.cls` its label, and in `.json`
+    the first of captions, caption and text is looked for where there is no `.txt`; what is neither
+    UTF-8 nor JSON stands as bytes for a caption that cannot be used. Samples without a picture are
+    passed over, and counted in `without_picture`.
 
     Args:
       paths: uncompressed .tar files: a path, a glob pattern, or a list.
       class_names: see `number_labels`.
 
     Raises:
-      DataError: missing, compressed or broken archives (names the file), no pictures in them, or
-        an unknown label.
+      DataError: missing, compressed or broken archives (names the file), no pictures in them, an
+        unknown label, or pictures that differ after the first dot of their names alone.
     """
 
     def __init__(self, paths: Paths, *, class_names: Sequence[str] | None = None):
@@ -58,7 +60,7 @@ class TarImages(ImageSource):
         self.without_picture = 0
         for number, path in enumerate(self._shards):
             for key, parts, label in _samples(path):
-                suffix = next((s for s in parts if f".{s.rpartition('.')[2]}" in SUFFIXES), None)
+                suffix = _picture(path, key, parts)
                 if suffix is None:
                     self.without_picture += 1
                 else:
@@ -90,6 +92,9 @@ class TarImages(ImageSource):
         sample = self._samples[index]
         return f"{self._shards[sample.shard].name} {sample.key}"
 
+    def facts(self, index: int) -> str:
+        return repr(self._labels[index])
+
     def _read(self, sample: _Sample, suffix: str) -> bytes:
         part = sample.parts[suffix]
         with self._shards[sample.shard].open("rb") as file:
@@ -100,19 +105,38 @@ class TarImages(ImageSource):
         return data
 
     def _caption(self, sample: _Sample) -> dict[str, Any]:
+        suffix = next((s for s in ("txt", "json") if s in sample.parts), None)
+        if suffix is None:
+            return {}
+        data = self._read(sample, suffix)
         try:
-            if "txt" in sample.parts:
-                return {"caption": self._read(sample, "txt").decode("utf-8").strip()}
-            if "json" not in sample.parts:
-                return {}
-            content = json.loads(self._read(sample, "json"))
-        except ValueError as e:  # neither UTF-8 nor JSON
-            raise ImageError("unusable caption", str(e)[:80]) from e
+            if suffix == "txt":
+                return {"caption": data.decode("utf-8").strip()}
+            content = json.loads(data)
+        except ValueError:  # neither UTF-8 nor JSON, which those may not mind who want the picture
+            return {"caption": data}
         fields = content if isinstance(content, dict) else {}
         value = next((fields[f] for f in _CAPTION_FIELDS if fields.get(f)), None)
         if isinstance(value, list):
             return {"caption": value[0], "captions": tuple(value)}
         return {} if value is None else {"caption": value}
+
+
+def _picture(path: Path, key: str, parts: Sequence[str]) -> str | None:
+    """Which of a sample's files is its picture.
+
+    Raises:
+      DataError: several, all with more than one dot in their names, as `a 1.0.png` and `a 1.1.png`,
+        which the layout takes for files of one sample.
+    """
+    pictures = [s for s in parts if f".{s.rpartition('.')[2]}" in SUFFIXES]
+    plain = [s for s in pictures if "." not in s]
+    if len(pictures) > 1 and not plain:
+        raise DataError(
+            f"{path}: {key}.{pictures[0]} and {key}.{pictures[1]} are one sample, as names end at "
+            "their first dot; pack them with other names"
+        )
+    return next(iter(plain or pictures), None)
 
 
 def _samples(path: Path) -> list[tuple[str, dict[str, _Part], str | None]]:

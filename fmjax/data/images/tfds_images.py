@@ -102,12 +102,22 @@ def _builder(tfds: Any, name: str | Path, data_dir: str | Path | None) -> Any:
 def _find(
     features: Mapping[str, Any], kind: type, given: str | None, usual: tuple[str, ...], what: str
 ) -> str | None:
-    """The name of the feature of a kind (or of a sequence of it), or None."""
+    """The name of the feature of a kind (of captions also of a sequence of it), or None."""
+
+    def is_list(feature: Any) -> bool:
+        return hasattr(feature, "feature") and what != "caption"
+
     if given is not None:
         if given not in features:
             raise DataError(f'no {what} feature "{given}"; it has {", ".join(sorted(features))}')
+        if is_list(features[given]):
+            raise DataError(f'the feature "{given}" has several of each example; give another')
         return given
-    fitting = [name for name, f in features.items() if isinstance(getattr(f, "feature", f), kind)]
+    fitting = [
+        name
+        for name, f in features.items()
+        if isinstance(getattr(f, "feature", f), kind) and not is_list(f)
+    ]
     for name in usual:
         if name in fitting:
             return name

@@ -20,6 +20,7 @@ class Figures:
       warmup: share of the updates.
       clip_norm: 0 for none.
       smallest_crop: see `Views`.
+      teacher_momentum, teacher_temperature: see `Heads`.
     """
 
     learning_rate: float
@@ -32,19 +33,32 @@ class Figures:
     final_weight_decay: float | None = None
     epsilon: float = 1e-8
     clip_norm: float = 0.0
+    teacher_momentum: float = 0.996
+    teacher_temperature: float = 0.04
 
 
 # DeiT (arXiv:2012.12877), MAE (2111.06377), SimCLR (2002.05709; AdamW's rate as for MoCo v3,
-# 2104.02057), DINO (2104.14294), DINOv2 (2304.07193), CLIP (2103.00020), SigLIP (2303.15343).
+# 2104.02057), DINO (2104.14294), DINOv2 (2304.07193, the rate of its small models), CLIP
+# (2103.00020), SigLIP (2303.15343).
 FIGURES = {
     "supervised": Figures(5e-4, 512, 0.05, 0.999, 0.017, 0.08),
     "mae": Figures(1.5e-4, 256, 0.05, 0.95, 0.05, 0.2),
     "simclr": Figures(1.5e-4, 256, 0.1, 0.999, 0.1, 0.08),
     "dino": Figures(5e-4, 256, 0.04, 0.999, 0.1, 0.4, final_weight_decay=0.4, clip_norm=3.0),
     "dinov2": Figures(
-        1e-3, 1024, 0.04, 0.999, 0.08, 0.32, 0.5, final_weight_decay=0.2, clip_norm=3.0
-    ),
-    "clip": Figures(5e-4, None, 0.2, 0.98, 0.05, 0.9, epsilon=1e-6, clip_norm=1.0),
+        1e-3,
+        2048,
+        0.04,
+        0.999,
+        0.16,
+        0.32,
+        0.5,
+        final_weight_decay=0.2,
+        clip_norm=3.0,
+        teacher_momentum=0.994,
+        teacher_temperature=0.07,
+    ),  # fmt: skip
+    "clip": Figures(5e-4, None, 0.2, 0.98, 0.05, 0.9, epsilon=1e-6),
     "siglip": Figures(1e-3, None, 1e-4, 0.95, 0.05, 0.9, clip_norm=1.0),
 }
 LARS = Figures(0.3, 256, 1e-6, 0.0, 0.1, 0.08)

@@ -1,9 +1,12 @@
 """Training and held-out pictures from `Images` settings, and the views without chance in them."""
 
 import dataclasses
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from fmjax.core.errors import ConfigError, DataError
 from fmjax.data import Tokenizer, augment
@@ -16,8 +19,7 @@ from fmjax.data.images import (
     image_eval_batches,
     open_images,
 )
-from fmjax.data.images.names import has_splits
-from fmjax.data.images.sources import SPLITS
+from fmjax.data.images.names import has_splits, split_of
 from fmjax.recipes.vision.pretrain import PretrainImages
 from fmjax.recipes.vision.settings import Images
 from fmjax.recipes.vision.start import ImageStart
@@ -79,7 +81,7 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
     data = settings.data
     if not data.eval_images and not 0 < data.eval_fraction < 1:
         raise ConfigError(f"--eval-fraction {data.eval_fraction} must lie between 0 and 1")
-    train, held_out = _open(data)
+    train, held_out = open_both(data)
     for name, source in ((data.images, train), (data.eval_images or data.images, held_out)):
         _check(settings.objective, name, source)
     if train.class_names != held_out.class_names and settings.objective not in CAPTIONED:
@@ -114,25 +116,55 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
     )
 
 
-def _open(data: Images) -> tuple[ImageSource, ImageSource]:
-    """(training pictures, held-out pictures), of which none is in both."""
-    name, _, suffix = data.images.rpartition(":")
-    part = bool(name) and suffix in SPLITS
-    if data.eval_images:
-        # What the set itself holds out stays out, whatever is measured on.
-        own = "train" if not part and has_splits(data.images) else "all"
-        train = open_images(data.images, own)
-        return train, open_images(data.eval_images, class_names=train.class_names or None)
-    if part:
-        raise ConfigError(
-            f"--images {data.images} is one part of a set, with nothing held out; give the set "
-            f"without :{suffix}, or --eval-images"
+def open_both(data: Images) -> tuple[ImageSource, ImageSource]:
+    """(training pictures, held-out pictures), of which none is in both.
+
+    Raises:
+      DataError: pictures that cannot be found or read, or are in both.
+      ConfigError: nothing is held out.
+    """
+    name, part = split_of(data.images)
+    if not data.eval_images:
+        if part:
+            raise ConfigError(
+                f"--images {data.images} is one part of a set, with nothing held out; give the set "
+                f"without :{part}, or --eval-images"
+            )
+        train, held_out = (
+            open_images(name, split, held_out=data.eval_fraction)
+            for split in ("train", "validation")
         )
-    train, held_out = (
-        open_images(data.images, split, held_out=data.eval_fraction)
-        for split in ("train", "validation")
+        return train, held_out
+    other, other_part = split_of(data.eval_images)
+    # What the set itself holds out stays out, whatever is measured on; and of one set for both,
+    # the part that is measured on.
+    same = os.path.abspath(name) == os.path.abspath(other)
+    own = part or ("train" if same or has_splits(name) else "all")
+    train = open_images(name, own, held_out=data.eval_fraction)
+    held_out = open_images(
+        other,
+        other_part or ("validation" if same else "all"),
+        held_out=data.eval_fraction,
+        class_names=train.class_names or None,
     )
+    _check_apart(data, train, held_out)
     return train, held_out
+
+
+def _check_apart(data: Images, train: ImageSource, held_out: ImageSource) -> None:
+    """Refuses held-out pictures that are trained on.
+
+    Raises:
+      DataError: names the first.
+    """
+    names = {os.path.abspath(held_out.name(i)) for i in range(len(held_out))}
+    twice = [n for i in range(len(train)) if os.path.abspath(n := train.name(i)) in names]
+    if twice:
+        raise DataError(
+            f"{len(twice)} of the pictures of --eval-images {data.eval_images} are in --images "
+            f"{data.images} too, such as {twice[0]}; give other pictures, or leave --eval-images "
+            "out, and a part is held out"
+        )
 
 
 def _check(objective: str, name: str, source: ImageSource) -> None:
@@ -146,12 +178,24 @@ def _check(objective: str, name: str, source: ImageSource) -> None:
             f"--objective supervised needs labels, and {name} has none; lay a folder's pictures "
             "into a folder for each class, or choose an objective without, such as dino"
         )
-    first = source[0] if objective in CAPTIONED else {"caption": ""}
-    if not ("caption" in first or "captions" in first):
+    if objective in CAPTIONED and not any(map(_captioned, _some(source))):
         raise DataError(
             f"--objective {objective} needs captions, and {name} has none; give a .tsv or .jsonl "
             "of paths and captions, .tar shards, or openmoji"
         )
+
+
+def _some(source: ImageSource, count: int = 100) -> Iterator[Mapping[str, Any]]:
+    """At most `count` examples from all over the source; those that cannot be read are left out."""
+    for i in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)):
+        try:
+            yield source[int(i)]
+        except Exception:  # whatever a disk or an archive raises: it is counted when it is its turn
+            continue
+
+
+def _captioned(example: Mapping[str, Any]) -> bool:
+    return "caption" in example or "captions" in example
 
 
 def _resize(size: int) -> int:

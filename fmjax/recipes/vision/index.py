@@ -111,6 +111,13 @@ def _stamp(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def looks_like_one(path: Path) -> bool:
+    """Whether a file begins as an index does, damaged or not."""
+    with path.open("rb") as file:
+        beginning = file.read(64)
+    return beginning.startswith(b"PK") and b"about.npy" in beginning
+
+
 def read_index(path: Path) -> tuple[Index | None, str]:
     """(the index in a file, ""), or (None, why there is none)."""
     if not path.is_file():

@@ -29,7 +29,7 @@ class Given:
     Attributes:
       config: of the model, as the settings name it.
       execution: keyword arguments of `fmjax.build`.
-      views, heads: of the settings.
+      views, heads: of the settings; in heads with every figure.
       image_size: side of the square that the model sees, in pixels.
       mean, std: of the channels, that pixels are normalised by.
       classes: names of the labels; empty without.
@@ -64,12 +64,14 @@ class Given:
     ) -> "Given":
         """From the settings of a run, completed."""
         views, frozen = settings.views, settings.heads.frozen_head_steps
+        names = ("teacher_momentum", "teacher_temperature")
+        published = {n: getattr(paper, n) for n in names if getattr(settings.heads, n) is None}
         crop = views.smallest_crop
         return cls(
             start.config,
             execution,
             views,
-            settings.heads,
+            dataclasses.replace(settings.heads, **published),
             start.image_size,
             start.mean,
             start.std,

@@ -134,6 +134,10 @@ def _distilled(given: Given, objective: Any, views: Any, **more: Any) -> Learner
     if not strength or not given.views.solarize:
         colours["solarize_probability"] = 0.0
     small = given.views.local_size or _local_size(given)
+    if small % given.patch and hasattr(config, "patch_size"):
+        raise ConfigError(
+            f"--local-size {small} is not a number of whole patches of {given.patch} pixels"
+        )
     view = given.view()
     least = view["scale"][0]
     crops = views(
@@ -210,7 +214,7 @@ def _image_text(given: Given, family: str, objective: Any) -> Learner:
     return Learner(
         model,
         objective,
-        augment.mae(given.image_size, **given.view()),
+        augment.mae(given.image_size, **given.view() | {"flip": 0.0}),
         None,
         lambda state: (model, state.variables["params"]),
         needs="captions",

@@ -130,7 +130,8 @@ class Measure:
         queries, truth = self._collected(self.pictures.held_out, features)
         if whitened and self.probing.whiten:
             bank, queries = self._whitened(bank, queries)
-        return knn(bank, labels, queries, truth, ks=(self.neighbours,))[self.neighbours]
+        k = min(self.neighbours, len(bank))  # of a small set some may be unreadable
+        return knn(bank, labels, queries, truth, ks=(k,))[k]
 
     def _whitened(self, bank: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return whiten(bank, queries, min(self.probing.whiten, len(bank) - 1, bank.shape[1]))

@@ -17,6 +17,7 @@ import numpy as np
 from fmjax.core.errors import DataError
 from fmjax.data.images import ImageError, decode_image
 from fmjax.data.images.decode import SUFFIXES
+from fmjax.data.images.folders import unlistable
 
 _SHOWN = 3
 """Files that are named when some cannot be read."""
@@ -44,7 +45,7 @@ def find_images(places: Sequence[Path]) -> list[Path]:
         them, and links to folders, are passed over.
 
     Raises:
-      DataError: nothing at a place, or no image.
+      DataError: nothing at a place, no image, or a folder that cannot be listed.
     """
     found: dict[Path, None] = {}
     for place in places:
@@ -54,7 +55,7 @@ def find_images(places: Sequence[Path]) -> list[Path]:
         if not place.is_dir():
             raise DataError(f"{place}: no such file or folder; give images or folders of images")
         inside = []
-        for top, folders, files in os.walk(place):
+        for top, folders, files in os.walk(place, onerror=unlistable):
             folders[:] = [name for name in folders if not name.startswith(".")]
             inside += [
                 Path(top, name)

@@ -277,6 +277,7 @@ def _check(settings: PretrainImages) -> None:
       CheckpointError, ConfigError: settings that cannot be used.
     """
     optimization, probing, views = settings.optimization, settings.probing, settings.views
+    heads = settings.heads
     least = {
         "steps": optimization.steps,
         "accumulate": optimization.accumulate,
@@ -288,12 +289,46 @@ def _check(settings: PretrainImages) -> None:
         "neighbours": probing.neighbours,
         "held_out": probing.held_out,
         "bank": probing.bank,
+        "projection": heads.projection,
+        "hidden": heads.hidden,
+        "prototypes": heads.prototypes,
     }
     for name, value in least.items():
         if value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
-    if probing.whiten < 0:
-        raise ConfigError(f"--whiten {probing.whiten} must be at least 1, or 0 for none")
+    not_below_0 = {
+        "whiten": probing.whiten,
+        "eval_every": probing.eval_every,
+        "image_size": settings.data.image_size,
+        "stored_size": settings.data.stored_size,
+        "caption_length": settings.data.caption_length,
+        "color": views.color,
+        "local_crops": views.local_crops,
+        "local_size": views.local_size,
+        "mixup": views.mixup,
+        "cutmix": views.cutmix,
+        "head_range": heads.head_range,
+        "frozen_head_steps": heads.frozen_head_steps,
+        "learning_rate": optimization.learning_rate,
+        "warmup": optimization.warmup,
+        "weight_decay": optimization.weight_decay,
+        "clip_norm": optimization.clip_norm,
+    }
+    for name, value in not_below_0.items():
+        if value is not None and not value >= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must not be below 0")
+    above_0 = {"temperature": heads.temperature, "teacher_temperature": heads.teacher_temperature}
+    for name, value in above_0.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must be above 0")
+    shares = {
+        "teacher_momentum": heads.teacher_momentum,
+        "label_smoothing": heads.label_smoothing,
+        "beta2": optimization.beta2,
+    }
+    for name, value in shares.items():
+        if value is not None and not 0 <= value <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must lie in 0 to 1")
     if settings.objective in ("supervised", "clip", "siglip"):
         for name, unused in (("features", "auto"), ("whiten", 0)):
             if getattr(probing, name) != unused:

@@ -63,6 +63,8 @@ def _index(settings: Retrieve, encoder: Encoder, files: Sequence[Path]) -> indic
     """The index as the folder is now, kept for the next search; says on stderr what was done."""
     model = indices.model_fingerprint(settings.model, str(encoder.model.execution.dtype))
     path = settings.index or settings.images / f".fmjax-index-{model}.npz"
+    if settings.index and path.is_file() and not indices.looks_like_one(path):
+        raise ConfigError(f"--index {path} is a file of another kind; give the index a new name")
     old, reason = indices.read_index(path)
     if old is not None and old.model != model:
         old, reason = None, f"{path} is of another model"

@@ -14,8 +14,8 @@ class Images:
       images: What to train on: a set that comes with a package (digits, openmoji, photographs), a
         folder (with a folder for each class, where labels are needed), tfds:NAME, a quoted glob of
         .tar shards, or a .tsv or .jsonl of image paths and captions.
-      eval_images: Held-out pictures, named like --images. Without it, what the set itself holds
-        out, else --eval-fraction of the pictures.
+      eval_images: Held-out pictures, named like --images, none of which may be trained on. Without
+        it, what the set itself holds out, else --eval-fraction of the pictures.
       eval_fraction: Share of the pictures held out, 0 to 1; always the same pictures.
       batch_size: Pictures in a batch, over all devices and accumulated parts together.
       image_size: Side, in pixels, of what the model sees; without it, of the model's config.
@@ -44,7 +44,7 @@ class Views:
 
     Attributes:
       flip: Mirror half of the views; not for pictures in which left and right differ, such as
-        digits and letters.
+        digits and letters. Those of clip and siglip never are, as captions tell left from right.
       color: Strength of the changes of colour of simclr, dino and dinov2, of which the published
         is 1; 0 for none, shades of grey and inverted tones included.
       blur: Blur views as simclr and dino do; small pictures go without.
@@ -85,10 +85,10 @@ class Heads:
         published 0.02; a narrow head wants more, or all pictures look alike to it.
       prototypes: Outputs of the head of dino and dinov2; the papers' are 65536 and 131072.
       temperature: Of simclr's softmax.
-      teacher_momentum: Of the teacher's weights at the start, which goes to 1; dino, dinov2. Small
-        batches want more, 0.9995 at 256.
+      teacher_momentum: Of the teacher's weights at the start, which goes to 1; dino, dinov2. The
+        published 0.996 and 0.994 without it; small batches want more, 0.9995 at 256.
       teacher_temperature: Of the teacher's softmax after its warm-up from 0.04 or below; dino,
-        dinov2.
+        dinov2. Without it the published 0.04 and 0.07; long runs of dino gain from 0.07 too.
       frozen_head_steps: Updates before the last layer of the head of dino and dinov2 is trained;
         without it the first hundredth of the run, an epoch of a hundred.
     """
@@ -99,8 +99,8 @@ class Heads:
     head_range: float = 0.02
     prototypes: int = 4096
     temperature: float = 0.1
-    teacher_momentum: float = 0.996
-    teacher_temperature: float = 0.04
+    teacher_momentum: float | None = None
+    teacher_temperature: float | None = None
     frozen_head_steps: int | None = None
 
 

@@ -1,5 +1,6 @@
 """Batches of pictures: what is in them, in which order, and what bad pictures do to them."""
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ from fmjax.data.images import (
     open_images,
     photographs,
 )
+from fmjax.recipes.vision.reading import find_images
 
 
 def png(level: int, height: int = 4, width: int = 6) -> bytes:
@@ -238,6 +240,21 @@ def test_bad_folders(tmp_path: Path) -> None:
         ImageFolder(mixed)
     with pytest.raises(DataError, match="no directories of splits"):
         ImageFolder(folder(tmp_path / "plain", "cat/0.png"), "train")
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path, monkeypatch) -> None:
+    folder(tmp_path, "a/0.png", "b/1.png", "c/2.png")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for find in (ImageFolder, lambda place: find_images([place])):
+        with pytest.raises(DataError, match="/b: the folder cannot be listed .Permission denied"):
+            find(tmp_path)
 
 
 def test_splits_by_hash_keep_groups_together() -> None:

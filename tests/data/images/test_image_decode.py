@@ -54,6 +54,9 @@ def test_jpeg_and_its_reduction_come_near() -> None:
     assert small.shape == (40, 60, 3)
     exact = np.asarray(Image.fromarray(large).resize((60, 40), Image.Resampling.BICUBIC))
     assert np.abs(small.astype(int) - exact).max() < 8
+    own = Image.open(io.BytesIO(data))
+    assert decode_image(own, max_size=60).shape == (40, 60, 3)
+    assert own.size == (600, 400) and decode_image(own).shape == (400, 600, 3)
 
 
 def test_max_size_keeps_proportions_and_never_enlarges() -> None:

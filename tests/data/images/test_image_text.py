@@ -293,10 +293,49 @@ def test_bad_samples_in_a_tar(tmp_path: Path, tokenizer) -> None:
     )
     assert next(batches)["image"][:, 0, 0, 0].tolist() == [0] * 5
     assert batches.skipped == {"unusable caption": 2, "truncated": 1, "no caption": 1}
+    # Who wants the pictures alone has those whose captions are broken too.
+    assert caption_table(source)[0] == ["a cat", "dog"]
+    batches = image_batches(source, batch_size=5, image_size=4, shuffle=False)
+    assert next(batches)["image"][:, 0, 0, 0].tolist() == [0, 1, 2, 0, 4]
+    assert batches.skipped == {"truncated": 1}
     with path.open("r+b") as file:  # it was whole when it was opened
         file.truncate(600)
     with pytest.raises(ImageError, match="truncated"):
         source[4]
+    with pytest.raises(ImageError, match="a.tar: 4.png: truncated"):
+        caption_table(source.select([4]))
+
+
+def test_several_pictures_in_a_sample_of_a_tar(tmp_path: Path) -> None:
+    source = TarImages(tar(tmp_path / "a.tar", {"0.seg.png": png(1), "0.png": png(2),
+                                                "1.seg.png": png(3)}))  # fmt: skip
+    assert [source[i]["image"] for i in range(2)] == [png(2), png(3)]
+    dotted = tar(tmp_path / "b.tar", {"x/Scr 10.0.png": png(0), "x/Scr 10.1.png": png(1)})
+    with pytest.raises(DataError, match=r"Scr 10.0.png and x/Scr 10.1.png are one sample"):
+        TarImages(dotted)
+
+
+def test_other_captions_labels_or_words_are_not_resumed(
+    pictures: Path, tokenizer, tmp_path_factory
+) -> None:
+    def batches(captions: Captions | None, *rows: str):
+        (pictures / "x.tsv").write_text("image\tcaption\tlabel\n" + "".join(rows))
+        source = TableImages(pictures / "x.tsv")
+        return image_batches(source, batch_size=2, image_size=4, captions=captions)
+
+    rows = [f"pictures/{i}.png\ta cat\tpet\n" for i in range(3)]
+    state = batches(None, *rows).get_state()
+    batches(None, *rows).set_state(state)
+    for other in ("\ta dog\tpet", "\ta cat\twild"):
+        with pytest.raises(DataError, match="checksum was"):
+            batches(None, *rows[:2], f"pictures/2.png{other}\n").set_state(state)
+    state = batches(Captions(tokenizer, 4), *rows).get_state()
+    directory = tmp_path_factory.mktemp("other")
+    tokenizer.save(directory)
+    words = directory / "tokenizer.json"
+    words.write_text(words.read_text().replace('"cat"', '"cow"'))
+    with pytest.raises(DataError, match="vocabulary was"):
+        batches(Captions(load_tokenizer(directory), 4), *rows).set_state(state)
 
 
 def test_all_captions() -> None:
@@ -319,6 +358,7 @@ def tfds_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "species": tfds.features.ClassLabel(names=["cat", "dog"]),
                 "caption": tfds.features.Text(),
                 "notes": tfds.features.Text(),
+                "toys": tfds.features.Sequence(tfds.features.ClassLabel(names=["ball", "mouse"])),
             }
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict(features)
@@ -334,7 +374,7 @@ def tfds_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for i in numbers:
                 yield i, {
                     "picture": io.BytesIO(png(i)), "species": i % 2, "caption": f"pet {i}",
-                    "notes": "",
+                    "notes": "", "toys": [0, 1],
                 }  # fmt: skip
 
     builder = Pets(data_dir=str(tmp_path_factory.mktemp("tfds")), file_format="array_record")
@@ -357,6 +397,8 @@ def test_tfds(tfds_directory: Path) -> None:
     source = TfdsImages(tfds_directory, "train[:2]", caption_field="notes")
     assert len(source) == 2 and source[0]["caption"] == ""
     assert "train[:2], example 1" in source.name(1)
+    with pytest.raises(DataError, match='"toys" has several of each example'):
+        TfdsImages(tfds_directory, label_field="toys")
     with pytest.raises(DataError, match='no label feature "breed"'):
         TfdsImages(tfds_directory, label_field="breed")
     batch = next(image_batches(source, batch_size=2, image_size=8))
