@@ -48,7 +48,8 @@ def positive_ranks(queries: Any, candidates: Any, positives: Any = None) -> np.n
         other positives do not stand in the way; default i for query i.
 
     Raises:
-      DataError: no query, a query without a positive, a number that is no candidate.
+      DataError: no query, a query without a positive, a number that is no candidate, or embeddings
+        that are not finite.
     """
     queries, candidates = _normalized(queries), _normalized(candidates)
     if positives is None:
@@ -88,5 +89,11 @@ def _normalized(x: Any) -> np.ndarray:
     x = np.asarray(x, np.float64)
     if x.ndim != 2:
         raise DataError(f"embeddings are {list(x.shape)}; give a matrix [texts, width]")
+    if not np.isfinite(x).all():
+        row = int(np.argmin(np.isfinite(x).all(-1)))
+        raise DataError(
+            f"embedding {row} is not finite; look for the batch in which the model gives nan, or "
+            "use --dtype float32"
+        )
     norms = np.linalg.norm(x, axis=-1, keepdims=True)
     return x / np.where(norms > 0, norms, 1)

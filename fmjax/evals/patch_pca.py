@@ -83,4 +83,6 @@ def _components(x_ND: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
         directions_DC = directions_DD[:, ::-1][:, :number]
         largest_C = jnp.argmax(jnp.abs(directions_DC), 0)
         signs_C = jnp.sign(jnp.take_along_axis(directions_DC, largest_C[None], 0))
-        return x_ND @ (directions_DC * signs_C), variances_D[::-1][:number] / variances_D.sum()
+        total = variances_D.sum()
+        shares_C = variances_D[::-1][:number] / jnp.where(total > 0, total, 1)
+        return x_ND @ (directions_DC * signs_C), shares_C

@@ -53,6 +53,11 @@ def reconstruction(
     """
     pixels, logits = np.asarray(pixel_values, np.float32), np.asarray(logits, np.float32)
     mask, (p, q) = np.asarray(mask), patch
+    if pixels.ndim != 4:
+        raise DataError(
+            f"reconstruction: pixel_values {list(pixels.shape)} must be [images, height, width, "
+            "channels]"
+        )
     B, H, W, C = pixels.shape
     rows, columns = H // p, W // q
     if (

@@ -67,7 +67,8 @@ def retrieval(
     if not ks or min(ks) < 1:
         raise ConfigError(f"retrieval: ks {list(ks)} must be at least 1")
     owner = np.arange(len(texts)) if image_of_text is None else np.asarray(image_of_text)
-    if owner.shape != (len(texts),) or owner.min() < 0 or owner.max() >= len(images):
+    named = owner.shape == (len(texts),) and np.issubdtype(owner.dtype, np.integer)
+    if not named or owner.min() < 0 or owner.max() >= len(images):
         raise DataError(
             f"retrieval: {len(texts)} texts must each name one of {len(images)} images; got "
             f"{owner.dtype}{list(owner.shape)} between {owner.min()} and {owner.max()}"

@@ -71,6 +71,10 @@ class ImageTextConfig(NestedConfig):
     """
 
     @property
+    def _usual_classifier_dropout(self) -> float:
+        return 0.0
+
+    @property
     def position_limit(self) -> int:
         """Tokens of the longest text."""
         return self.text_config.position_limit

@@ -1,6 +1,5 @@
 """Activation functions under the names that Hugging Face configs use."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -8,13 +7,20 @@ import jax.numpy as jnp
 
 from fmjax.core.errors import ConfigError
 
-_gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
-
 
 def _gelu(x: jax.Array) -> jax.Array:
     """x Φ(x), from erf and in float32 at least, as in torch: erfc costs XLA's CPU twice as much."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = _wide(x)
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+    """The same by tanh, which in bfloat16 would cancel where x is negative."""
+    return jax.nn.gelu(_wide(x), approximate=True).astype(x.dtype)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

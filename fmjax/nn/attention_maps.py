@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from fmjax.core.errors import ConfigError
+from fmjax.nn.ports import COLLECTION
+from fmjax.nn.prefix_port import KEY as _PREFIX
 
 _QUERY, _KEY = "q_proj", "k_proj"
 
@@ -45,20 +47,28 @@ def attention_maps(
     Raises:
       ConfigError: no such layer or query, or a model that is none of this kind.
     """
-    seen: dict[int, dict[str, jax.Array]] = {}
+    seen: dict[int, dict[str, Any]] = {}
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         out = call(*args, **kwargs)
         number, name = _number(context.module.path, stack), context.module.name
         if number is not None and name in (_QUERY, _KEY) and context.method_name == "__call__":
             seen.setdefault(number, {})[name] = out
+            attention = context.module.parent
+            if attention.has_variable(COLLECTION, _PREFIX):
+                seen[number][_PREFIX] = attention.get_variable(COLLECTION, _PREFIX)
         return out
 
+    if not hasattr(model, "execution"):
+        raise ConfigError(
+            f"attention maps: {type(model).__name__} is no vision transformer itself; give its "
+            "backbone, with the parameters of that"
+        )
     plain = dataclasses.replace(model.execution, scan_layers=False, remat="none")
     unstacked = {name: _unstacked(tree, stack) for name, tree in variables.items()}
     with nn.intercept_methods(watch):
         model.clone(execution=plain).apply(unstacked, pixel_values=pixel_values)
-    whole = [n for n, found in seen.items() if found.keys() == {_QUERY, _KEY}]
+    whole = [n for n, found in seen.items() if {_QUERY, _KEY} <= found.keys()]
     if not whole:
         raise ConfigError(
             f"attention maps: {type(model).__name__} has no {stack} with {_QUERY} and {_KEY}; give "
@@ -71,6 +81,10 @@ def attention_maps(
     q_BTHK, k_BTHK = (
         _heads(seen[chosen][name], config.num_attention_heads) for name in (_QUERY, _KEY)
     )
+    if _PREFIX in seen[chosen]:
+        prefix_PHK = seen[chosen][_PREFIX]
+        prefix_BPHK = jnp.broadcast_to(prefix_PHK, (len(k_BTHK), *prefix_PHK.shape))
+        k_BTHK = jnp.concatenate([prefix_BPHK.astype(k_BTHK.dtype), k_BTHK], 1)
     if query is not None:
         if not 0 <= query < q_BTHK.shape[1]:
             raise ConfigError(f"attention maps: no token {query} among {q_BTHK.shape[1]}")

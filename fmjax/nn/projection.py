@@ -92,14 +92,14 @@ class WithHead(nn.Module):
       patch_head: the same for patches; None shares `head`.
       pool: what the head reads of an image: "cls" is the first token, "pooler" `pooler_output`
         (of encoders without tokens, or with a pooling of their own).
-      prefix: tokens that stand before the patches, 1 + the number of registers.
+      prefix: tokens that stand before the patches; None means 1 and the config's registers.
     """
 
     backbone: nn.Module
     head: nn.Module
     patch_head: nn.Module | None = None
     pool: Literal["cls", "pooler"] = "cls"
-    prefix: int = 1
+    prefix: int | None = None
 
     @nn.compact
     def __call__(
@@ -121,8 +121,11 @@ class WithHead(nn.Module):
         features = self._features(output)
         patches = None
         if patch_index is not None:
-            G = patch_index.shape[0]
-            places = tokens[:, self.prefix :].reshape(G, -1, tokens.shape[-1])
+            G, first = patch_index.shape[0], self.prefix
+            if first is None:
+                config = getattr(self.backbone, "config", None)
+                first = 1 + getattr(config, "num_register_tokens", 0)
+            places = tokens[:, first:].reshape(G, -1, tokens.shape[-1])
             chosen = jnp.take_along_axis(places, patch_index[..., None], 1)
             patches = (self.patch_head or self.head)(constrain(chosen, ("batch", None, None)))
         return ProjectionOutput(self.head(features), features, tokens, patches)

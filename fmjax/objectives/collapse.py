@@ -14,7 +14,7 @@ import jax.numpy as jnp
 def embedding_rank(x_BD: jax.Array, weight_B: jax.Array | None = None) -> jax.Array:
     """Effective rank: exp of the entropy of the singular values' shares (RankMe, arXiv:2210.02885).
 
-    Takes a D × D eigenvalue problem: for evaluations, not for every step.
+    Takes the singular values of a D × D matrix: for evaluations, not for every step.
 
     Args:
       x_BD: embeddings, as they are: neither centred nor scaled.
@@ -24,12 +24,14 @@ def embedding_rank(x_BD: jax.Array, weight_B: jax.Array | None = None) -> jax.Ar
       f32 [], between 1 (all on a line through the origin) and min(B, D).
     """
     x, _ = _rows(x_BD, weight_B)
-    # In full f32: the squares of the singular values are the eigenvalues.
-    gram = jnp.matmul(x.T, x, precision="highest")
-    squares = jnp.maximum(jnp.linalg.eigvalsh(gram), 0)
+    # Not by the eigenvalues of xᵀx: beside the square of a common mean's length rounding swallows
+    # all that is below a hundredth of it.
+    with jax.default_matmul_precision("highest"):
+        small = jnp.linalg.qr(x, mode="r") if x.shape[0] > x.shape[1] else x
+        values = jnp.linalg.svd(small, compute_uv=False)
     # What rounding leaves of a zero is not a singular value.
-    floor = jnp.max(squares) * x.shape[1] * jnp.finfo(jnp.float32).eps
-    values = jnp.sqrt(jnp.where(squares > floor, squares, 0))
+    floor = jnp.max(values) * max(x.shape) * jnp.finfo(jnp.float32).eps
+    values = jnp.where(values > floor, values, 0)
     return jnp.exp(entropy(values / jnp.maximum(jnp.sum(values), 1e-30)))
 
 

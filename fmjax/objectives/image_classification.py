@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fmjax.core.errors import DataError
+from fmjax.core.errors import ConfigError, DataError
 from fmjax.objectives.classes import check_options, weighted_cross_entropy
 from fmjax.objectives.cross_entropy import picked
 from fmjax.objectives.image_inputs import forward_images, pixels
@@ -64,10 +64,15 @@ class ImageClassification(OverExamples):
 
         Raises:
           DataError: labels of another shape or dtype.
-          ConfigError: a model without this head.
+          ConfigError: a model without this head, or with a single class.
         """
         output = forward_images(apply, variables, pixels(batch), rng)
         logits = output_field(output, "logits", 2, "image-classification")
+        if logits.shape[1] < 2:
+            raise ConfigError(
+                "image classification needs two classes or more, as the share of a single one is "
+                "always 1; name them in id2label"
+            )
         labels, rows = _labels(batch, logits), example_weight(batch)
         if labels.ndim == 1:
             losses, weights = weighted_cross_entropy(logits, labels, None, self.label_smoothing)

@@ -60,5 +60,13 @@ def test_errors():
         positive_ranks(np.zeros((0, 3)), np.ones((4, 3)))
     with pytest.raises(DataError, match=r"embeddings are \[3\]"):
         positive_ranks(np.ones(3), np.ones((4, 3)))
+    for broken in (np.nan, np.inf):
+        bad = np.ones((2, 3))
+        bad[1, 2] = broken
+        for pair in ((bad, np.ones((2, 3))), (np.ones((2, 3)), bad)):
+            with pytest.raises(DataError, match="embedding 1 is not finite"):
+                retrieval_metrics(*pair)
+            with pytest.raises(DataError, match="embedding 1 is not finite"):
+                similarity_metrics(*pair, [0, 1])
     with pytest.raises(DataError, match="2 queries, 1 positives"):
         positive_ranks(np.ones((2, 3)), np.ones((4, 3)), [0])

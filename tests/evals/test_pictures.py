@@ -24,6 +24,10 @@ def test_components_are_those_of_scikit_learn():
     assert (np.sign(other.components_[range(3), largest]) == signs).all()
 
 
+def test_patches_that_are_all_alike_vary_in_nothing():
+    assert (patch_pca(np.ones((1, 2, 2, 4))).explained == 0).all()
+
+
 def test_a_background_is_taken_away():
     rng = np.random.default_rng(0)
     thing = np.zeros((2, 6, 6), bool)
@@ -76,5 +80,7 @@ def test_errors():
                                 ((1, 1, 27), (1, 1), 3)):  # fmt: skip
         with pytest.raises(DataError, match="do not fit patches"):
             reconstruction(pixels, np.zeros(logits), np.zeros(mask), (patch, patch), **options)
+    with pytest.raises(DataError, match=r"pixel_values \[4, 4, 3\] must be"):
+        reconstruction(pixels[0], np.zeros((1, 4, 12)), np.zeros((1, 4)), (2, 2), **options)
     with pytest.raises(DataError, match="images of 3 channels"):
         as_images(pixels, [0.5], [0.5])

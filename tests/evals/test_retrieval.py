@@ -94,6 +94,8 @@ def test_errors():
         zero_shot(np.ones((1, 2)), np.eye(2), [2])
     with pytest.raises(DataError, match="3 texts must each name one of 2 images"):
         retrieval(np.eye(2), np.ones((3, 2)))
+    with pytest.raises(DataError, match="got float64"):
+        retrieval(np.eye(2), np.eye(2), [0.0, 1.0])
     with pytest.raises(ConfigError, match=r"ks \[0\]"):
         retrieval(np.eye(2), np.eye(2), ks=(0,))
     with pytest.raises(DataError, match="image features are 2 wide and class features 3"):

@@ -176,3 +176,27 @@ def test_dropout_before_the_token_classifier():
     out, still = run(params, {"dropout": jax.random.key(1)}), run(params, {})
     np.testing.assert_allclose(out.last_hidden_state, still.last_hidden_state, atol=1e-6)
     assert np.abs(out.logits - still.logits).max() > 0.01
+
+
+@pytest.mark.parametrize("family", ["resnet-18", "clip-vit-b32", "siglip-b16-224"])
+def test_dropout_before_classifiers_of_images(family):
+    """None where nothing is said, as in transformers; the config's word first."""
+    head = {"head": "image-classification", "id2label": ["a", "b"]}
+    small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                 image_size=32, patch_size=16)  # fmt: skip
+    sizes = {"vision_config": small}
+    if family == "resnet-18":
+        sizes = dict(embedding_size=4, hidden_sizes=[4], depths=[1])
+    assert fmjax.build(family, override=head | sizes).config.classifier_rate == 0.0
+    model = fmjax.build(family, override=head | sizes | {"classifier_dropout": 0.5})
+    params = fmjax.init_params(model, jax.random.key(0))
+    pixels = np.random.RandomState(0).rand(4, 32, 32, 3).astype(np.float32)
+
+    @jax.jit
+    def run(seed):
+        rngs, inputs = {"dropout": jax.random.key(seed)}, {"pixel_values": pixels}
+        return model.apply({"params": params}, **inputs, rngs=rngs, mutable=["batch_stats"])[0]
+
+    one, other = run(0), run(1)
+    np.testing.assert_array_equal(one.last_hidden_state, other.last_hidden_state)
+    assert np.abs(one.logits - other.logits).max() > 1e-3

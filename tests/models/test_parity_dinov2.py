@@ -1,14 +1,18 @@
 """DINOv2 with and without registers against transformers: outputs, gradients, sizes, exports."""
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
+import transformers
 from quick import QUICK
 from vision_cases import apply, compare, compare_export, compare_gradients, images, make
 
 import fmjax
 from fmjax.core.errors import ConfigError
 from fmjax.models.dinov2.config import Dinov2Config
+from fmjax.nn.projection import ProjectionHead, WithHead
 
 # name → (class of transformers, options)
 CASES = {
@@ -117,6 +121,8 @@ def test_a_classifier_on_bare_weights(twin):
 def test_what_cannot_be(twin):
     with pytest.raises(ConfigError, match="with registers its model_type is dinov2_with_registers"):
         Dinov2Config(num_register_tokens=4)
+    with pytest.raises(ConfigError, match="has num_register_tokens, usually 4"):
+        Dinov2Config(model_type="dinov2_with_registers")
     with pytest.raises(ConfigError, match="leave use_mask_token out"):
         Dinov2Config(model_type="dinov2_with_registers", use_mask_token=False)
     with pytest.raises(ConfigError, match=r"drop_path_rate=-0.1 must be in \[0, 1\)"):
@@ -125,6 +131,33 @@ def test_what_cannot_be(twin):
     inputs = {"pixel_values": images(model.config), "bool_masked_pos": np.ones((2, 9), bool)}
     with pytest.raises(ConfigError, match="set use_mask_token=True"):
         apply(model, params, inputs)
+
+
+def test_the_ratio_of_the_mlp_is_whole_in_the_files(tmp_path):
+    sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=14)
+    for ratio in (2.0, 2.5):
+        model = fmjax.build(Dinov2Config(**sizes, mlp_ratio=ratio))
+        params = fmjax.init_params(model, jax.random.key(0))
+        said = pytest.warns(UserWarning, match="refuses mlp_ratio=2.5")
+        with said if ratio == 2.5 else contextlib.nullcontext():
+            fmjax.save_pretrained(tmp_path / str(ratio), model, params)
+        assert fmjax.from_pretrained(tmp_path / str(ratio))[0].config == model.config
+    assert transformers.AutoModel.from_pretrained(tmp_path / "2.0").config.mlp_ratio == 2
+
+
+def test_a_head_on_patches_passes_over_the_registers():
+    config = Dinov2Config(
+        model_type="dinov2_with_registers", num_register_tokens=3, hidden_size=8,
+        num_hidden_layers=1, num_attention_heads=2, image_size=28,
+    )  # fmt: skip
+    backbone, head = fmjax.build(config), ProjectionHead(4, 8)
+    pixels = np.random.RandomState(0).rand(2, 28, 28, 3).astype(np.float32)
+    index = np.array([[0, 7]], np.int32)  # the first patch of one image, the last of the other
+    module = WithHead(backbone, head)
+    variables = {"params": fmjax.init_params(module, jax.random.key(0))}
+    out = module.apply(variables, pixels, index)
+    own = head.apply({"params": variables["params"]["head"]}, out.last_hidden_state)
+    np.testing.assert_allclose(out.patch_embeds[0], [own[0, 4], own[1, 7]], rtol=0, atol=1e-5)
 
 
 def test_published_sizes():

@@ -216,6 +216,7 @@ def test_rematerialised_blocks_and_small_images():
     out = jax.eval_shape(lambda: model.apply({"params": params}, pixel_values=x))
     assert out.last_hidden_state.shape == (2, 8, 8, 16) and out.pooler_output.shape == (2, 16)
     assert ResNetConfig.from_hf(model.config.to_hf()) == model.config
+    assert "no stem for small_images" in model.config.caveat and ResNetConfig().caveat is None
     assert "small_images" not in ResNetConfig().to_hf()
 
 

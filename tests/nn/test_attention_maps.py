@@ -10,6 +10,7 @@ from quick import QUICK
 import fmjax
 from fmjax.core.errors import ConfigError
 from fmjax.nn.attention_maps import attention_maps
+from fmjax.nn.projection import ProjectionHead, WithHead
 
 SIZES = dict(hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=16)
 
@@ -57,6 +58,19 @@ def test_vit(vit, pixels):
         np.testing.assert_allclose(ours, row[..., 1:].reshape(2, 4, 2, 3), rtol=0, atol=1e-5)
 
 
+def test_a_prefix_is_looked_at_too(vit, pixels):
+    """Of the probabilities that all keys share, those of the patches are left."""
+    _, model, params = vit
+    adapter = fmjax.peft.init(jax.random.key(0), fmjax.peft.Prefix(4), model, params)
+    adapter = jax.tree.map(lambda x: 2 * jax.random.normal(jax.random.key(1), x.shape), adapter)
+    look = jax.jit(lambda v: attention_maps(model, v, pixels, layer=0), compiler_options=QUICK)
+    ours, without = look({"params": params, "adapter": adapter}), look({"params": params})
+    # The first layer's queries are those without a prefix, and so are its other keys' scores.
+    shares = ours.sum((2, 3)) / without.sum((2, 3))
+    assert shares.max() < 0.95
+    np.testing.assert_allclose(ours, without * shares[..., None, None], rtol=1e-4)
+
+
 def test_clip(tmp_path):
     torch.manual_seed(0)
     vision = transformers.CLIPVisionConfig(
@@ -90,3 +104,5 @@ def test_errors(vit, pixels):
         maps(layer=-4)
     with pytest.raises(ConfigError, match="no token 7 among 7"):
         maps(query=7)
+    with pytest.raises(ConfigError, match="WithHead is no vision transformer itself"):
+        attention_maps(WithHead(model, ProjectionHead(4)), {"params": params}, pixels)

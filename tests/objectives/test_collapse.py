@@ -41,6 +41,18 @@ def test_the_rank_of_many_rows_around_a_far_centre():
     np.testing.assert_allclose(collapse.embedding_rank(x), expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("rows", "noise"), [(500, 0.1), (100, 0.2)])
+def test_the_rank_of_wide_embeddings_around_a_common_mean(rows, noise):
+    rng = np.random.RandomState(2)
+    mean = rng.randn(256)
+    x = mean / np.linalg.norm(mean) + noise * rng.randn(rows, 256) / 16
+    values = np.linalg.svd(x.astype(np.float32).astype(np.float64), compute_uv=False)
+    shares = values / values.sum()
+    expected = np.exp(-(shares * np.log(shares)).sum())
+    assert expected > 30
+    np.testing.assert_allclose(collapse.embedding_rank(x.astype(np.float32)), expected, rtol=1e-3)
+
+
 def test_a_batch_that_is_all_filling_counts_for_nothing():
     p, none = np.full((3, 4), 0.25, np.float32), np.zeros(3, np.float32)
     found = [collapse.centre_norm(p, none), collapse.embedding_spread(p, none)]

@@ -132,5 +132,10 @@ def test_bad_batches_and_settings_are_named(case):
         loss(pixel_values=images, labels=shares[:, :5])
     with pytest.raises(DataError, match=r"pixel_values is missing; it must be \[B, H, W, C\]"):
         loss(image=images, labels=shares)
+    one = {"kernel": params["kernel"][:, :1]}
+    for labels in (np.zeros(B, np.int32), np.ones((B, 1), np.float32)):
+        with pytest.raises(ConfigError, match="needs two classes or more"):
+            batch = {"pixel_values": images, "labels": labels}
+            objective.loss(apply, {"params": one}, {}, batch, None)
     with pytest.raises(ConfigError, match="label_smoothing=2 must be in"):
         ImageClassification(2)

@@ -23,6 +23,7 @@ from fmjax.models.towers import (
     dummy_texts,
 )
 from fmjax.nn.dense import Dense
+from fmjax.nn.dropout import dropout
 from fmjax.nn.learned import learned
 from fmjax.nn.outputs import ContrastiveOutput, EncoderOutput, ImageClassifierOutput
 
@@ -82,6 +83,7 @@ class CLIP(nn.Module):
                 cfg.num_labels, ("embed", None), True, init, ex, jnp.float32, name="classifier"
             )
             mean = jnp.mean(vision.last_hidden_state[:, 1:], 1)
+            mean = dropout(self, mean, cfg.classifier_rate)
             return ImageClassifierOutput(
                 dense(mean), vision.last_hidden_state, vision.hidden_states
             )

@@ -19,7 +19,7 @@ class Dinov2Config(VisionConfig):
 
     Attributes:
       model_type: "dinov2" or "dinov2_with_registers".
-      mlp_ratio: width of the MLP over hidden_size.
+      mlp_ratio: width of the MLP over hidden_size; transformers reads whole numbers alone.
       layerscale_value: that the scales of the residual branches start from.
       drop_path_rate: of stochastic depth, the same in all layers.
       use_swiglu_ffn: a gated MLP (SwiGLU), of two thirds of the width.
@@ -71,6 +71,20 @@ class Dinov2Config(VisionConfig):
             self.model_type != _REGISTERS or self.use_mask_token,
             f"config: a {_REGISTERS} has a mask token; leave use_mask_token out",
         )
+        require(
+            self.model_type != _REGISTERS or registers,
+            f"config: a {_REGISTERS} has num_register_tokens, usually 4; without any its "
+            "model_type is dinov2",
+        )
+
+    @property
+    def caveat(self) -> str | None:
+        if self.mlp_ratio == int(self.mlp_ratio):
+            return None
+        return (
+            f"transformers refuses mlp_ratio={self.mlp_ratio}, as it takes whole numbers alone; "
+            "choose one of these to train a model that both read"
+        )
 
     @property
     def intermediate_size(self) -> int:
@@ -91,6 +105,8 @@ class Dinov2Config(VisionConfig):
 
     def _write(self, values: dict[str, Any]) -> dict[str, Any]:
         values = super()._write(values)
+        ratio = values["mlp_ratio"]
+        values["mlp_ratio"] = int(ratio) if ratio == int(ratio) else ratio
         del values["use_mask_token" if self.model_type == _REGISTERS else "num_register_tokens"]
         return values
 

@@ -10,7 +10,7 @@ def rows(config: Dinov2Config) -> list[Row]:
     """File tensor ↔ parameter, for exactly the parameters that `config` gives the model."""
     base = f"{config.model_type}."
     prefix = "" if config.head is None else base
-    tokens = ["cls_token", *["register_tokens"] * (config.num_register_tokens > 0)]
+    tokens = ["cls_token", *["register_tokens"] * bool(config.num_register_tokens)]
     # A matrix of one row in the files.
     mask = Row(f"{prefix}embeddings.mask_token", "mask_token/token", Split(0, (1, 1)))
     encoder = [

@@ -75,6 +75,16 @@ class ResNetConfig(HeadedConfig):
         """Channels of the last stage."""
         return self.hidden_sizes[-1]
 
+    @property
+    def caveat(self) -> str | None:
+        if not self.small_images:
+            return None
+        return "transformers has no stem for small_images and cannot load these files"
+
+    @property
+    def _usual_classifier_dropout(self) -> float:
+        return 0.0
+
     def _write(self, values: dict[str, Any]) -> dict[str, Any]:
         values = super()._write(values)
         if not values["small_images"]:

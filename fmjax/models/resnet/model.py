@@ -17,6 +17,7 @@ from fmjax.nn.activations import activation
 from fmjax.nn.batch_norm import BatchNorm
 from fmjax.nn.conv import Conv
 from fmjax.nn.dense import Dense
+from fmjax.nn.dropout import dropout
 from fmjax.nn.outputs import EncoderOutput, ImageClassifierOutput
 from fmjax.nn.stack import REMAT
 
@@ -159,6 +160,7 @@ class ResNet(nn.Module):
         head = Dense(
             cfg.num_labels, ("embed", None), True, init, ex, jnp.float32, name="classifier"
         )
+        pooled = dropout(self, pooled, cfg.classifier_rate)
         return ImageClassifierOutput(head(pooled), x, hidden_states)
 
     def dummy_inputs(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fmjax.models.towers import (
     dummy_texts,
 )
 from fmjax.nn.dense import Dense
+from fmjax.nn.dropout import dropout
 from fmjax.nn.learned import learned
 from fmjax.nn.outputs import ContrastiveOutput, EncoderOutput, ImageClassifierOutput
 
@@ -84,7 +85,8 @@ class Siglip(nn.Module):
                 name="classifier",
             )
             x = vision.last_hidden_state
-            return ImageClassifierOutput(dense(jnp.mean(x, 1)), x, vision.hidden_states)
+            mean = dropout(self, jnp.mean(x, 1), cfg.classifier_rate)
+            return ImageClassifierOutput(dense(mean), x, vision.hidden_states)
         if input_ids is not None:
             tower = TextTower(cfg.text_config, ex, name="text_model")
             text = tower(input_ids, attention_mask, position_ids, output_hidden_states)
