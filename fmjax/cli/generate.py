@@ -18,7 +18,7 @@ class Generate:
       model: Model directory.
       prompt: Texts to continue. Without any, standard input is one prompt.
       adapter: Directory of an adapter in PEFT's format.
-      max_new_tokens: Tokens of a continuation at most.
+      max_new_tokens: Tokens of a continuation at most; 128 where the model does not say either.
       temperature: 0 takes the most probable token; 1 samples from the model's own distribution.
       top_k: Sample from the k most probable tokens; 0 for all.
       top_p: Sample from the most probable tokens up to this total, 0 to 1.
@@ -37,7 +37,7 @@ class Generate:
     model: Path
     prompt: tuple[str, ...] = ()
     adapter: Path | None = None
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -97,7 +97,8 @@ class Generate:
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         own["sampling"] = dataclasses.replace(own["sampling"], **given)
-        own["max_new_tokens"] = self.max_new_tokens
+        if self.max_new_tokens is not None:
+            own["max_new_tokens"] = self.max_new_tokens
         if self.stop:
             own["stop"] = self.stop
         return own

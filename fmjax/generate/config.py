@@ -108,6 +108,16 @@ class GenerationConfig:
                 raise ConfigError(
                     f"{name}={given[name]!r} is not supported; remove it, or set it to null"
                 )
+        for name in ("max_new_tokens", "bos_token_id", "pad_token_id", "eos_token_id"):
+            value = given.get(name, 0)
+            many = name == "eos_token_id" and isinstance(value, list)
+            if not all(isinstance(i, int) for i in (value if many else [value])):
+                raise ConfigError(f"{name}={value!r} must be a whole number")
+        strings = given.get("stop_strings", "")
+        if not all(
+            isinstance(s, str) for s in (strings if isinstance(strings, list) else [strings])
+        ):
+            raise ConfigError(f"stop_strings={strings!r} must be a string or a list of them")
         if given.get("do_sample", False):
             names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
             defaults = {"temperature": 1.0, "top_k": _TOP_K}

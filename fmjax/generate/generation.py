@@ -77,7 +77,8 @@ def generate(
 
     Programs are kept and shared by all calls with the same number of rows and lengths in the same
     buckets. A row's tokens depend on its own prompt (and its number, when sampling), not on the
-    other rows or on padding.
+    other rows or on padding; but for RoPE of the types "dynamic" and "longrope", whose frequencies
+    are those of the longest row, as in transformers.
 
     Args:
       model: a decoder from `build` or `from_pretrained`.
@@ -90,7 +91,7 @@ def generate(
       eos_token_id: one or several ids that end a row; default the model config's; () never ends.
       pad_token_id: default the model config's, else the first EOS id, else 0.
       bos_token_id: starts an empty prompt; default the model config's.
-      stop: strings that end a row, which need a tokenizer.
+      stop: strings that end a row, which need a tokenizer; a special token's text is one more EOS.
       tokenizer: gives `texts`.
       return_logprobs: gives `logprobs`.
 
@@ -98,7 +99,7 @@ def generate(
       ConfigError: arguments that do not fit together, or more tokens than the model has positions.
       DataError: prompts that are not rows of ids below the model's vocab_size.
     """
-    stop = _stops(stop, tokenizer)
+    stop, ends = _stops(stop, tokenizer)
     run = _prepare(
         model,
         variables,
@@ -109,6 +110,7 @@ def generate(
         eos_token_id,
         pad_token_id,
         return_logprobs,
+        ends,
     )
     texts = [TextStream(tokenizer, row, stop) for row in run.rows] if tokenizer else []
     if stop:
@@ -154,7 +156,7 @@ def stream(
     Raises:
       ConfigError, DataError: as `generate`, before the first piece is asked for.
     """
-    stop = _stops(stop, tokenizer)
+    stop, ends = _stops(stop, tokenizer)
     if not _is_count(every):
         raise ConfigError(f"every={every!r} must be a positive integer")
     run = _prepare(
@@ -167,6 +169,7 @@ def stream(
         eos_token_id,
         pad_token_id,
         False,
+        ends,
     )
     text = TextStream(tokenizer, run.rows[0], stop)
     return (pieces[0] for *_, pieces in _chunks(run, [text], every) if pieces[0])
@@ -225,6 +228,7 @@ def _prepare(
     eos_token_id: TokenIds,
     pad_token_id: int | None,
     logprobs: bool,
+    ends: Sequence[int],
 ) -> _Run:
     config = model.config
     if config.head != "causal-lm":
@@ -247,13 +251,15 @@ def _prepare(
         ("soft prompt", prompt_port.length(adapter)),
     )
     first = sum(length for _, length in virtual)
-    if positions is not None and first + longest + max_new_tokens > positions:
+    # The last token is chosen, and not read.
+    if positions is not None and first + longest + max_new_tokens - 1 > positions:
         before = "".join(f"a {name} of {length}, " for name, length in virtual if length)
         raise ConfigError(
             f"{before}a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the "
             f"model's {positions} positions; shorten one of them"
         )
     eos = _ids(config.eos_token_id if eos_token_id is None else eos_token_id, "eos_token_id")
+    eos = (*eos, *(i for i in ends if i not in eos))
     if pad_token_id is None:
         pad_token_id = (*_ids(config.pad_token_id, "pad_token_id"), *eos, 0)[0]
     for name, ids in (("eos_token_id", eos), ("pad_token_id", _ids(pad_token_id, "pad_token_id"))):
@@ -286,13 +292,31 @@ def _ids(value: TokenIds, name: str) -> tuple[int, ...]:
     return tuple(int(i) for i in ids)
 
 
-def _stops(stop: str | Sequence[str], tokenizer: Decoder | None) -> tuple[str, ...]:
+def _stops(
+    stop: str | Sequence[str], tokenizer: Decoder | None
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(strings to look for in the text, ids of those that are special tokens, which it lacks)."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(s, str) and s for s in stops):
         raise ConfigError(f"stop={stop!r} must be a non-empty string or several")
     if stops and tokenizer is None:
         raise ConfigError("stop strings are looked for in the text; pass tokenizer=, too")
-    return stops
+    special = {s: i for s in stops if (i := _special(tokenizer, s)) is not None}
+    names = [tokenizer.id_to_token(i) for i in getattr(tokenizer, "special_ids", ())]
+    for s in stops:
+        if s not in special and (inside := [name for name in names if name in s]):
+            raise ConfigError(
+                f"stop={s!r} holds the special token {inside[0]!r}, which texts leave out; give "
+                "the token alone"
+            )
+    return tuple(s for s in stops if s not in special), tuple(special.values())
+
+
+def _special(tokenizer: Decoder, text: str) -> int | None:
+    """The id of a special token from its text; None where it is none."""
+    find = getattr(tokenizer, "token_to_id", getattr(tokenizer, "convert_tokens_to_ids", None))
+    i = None if find is None else find(text)
+    return i if i is not None and not tokenizer.decode([i], skip_special_tokens=True) else None
 
 
 def _is_count(value: Any) -> bool:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import difflib
+import math
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -23,6 +26,14 @@ BOOKKEEPING = frozenset(
     no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores prefix
     remove_invalid_values repetition_penalty return_dict_in_generate sep_token_id suppress_tokens
     temperature tf_legacy_loss top_k top_p typical_p
+    """.split()
+)
+
+# Fields, under the names that families give them, of which there is at least one.
+SIZES = frozenset(
+    """
+    head_dim hidden_size intermediate_size max_position_embeddings n_embd n_head n_layer n_positions
+    num_attention_heads num_hidden_layers num_key_value_heads vocab_size
     """.split()
 )
 
@@ -84,6 +95,7 @@ class ModelConfig:
                     f"the maths; {hint}"
                 )
         given = {k: v for k, v in values.items() if k in fields}
+        cls._check_types(given)
         required = {
             f.name
             for f in dataclasses.fields(cls)
@@ -93,6 +105,22 @@ class ModelConfig:
         if missing:
             raise ConfigError(f"config: {cls.__name__} needs {', '.join(missing)}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+    @classmethod
+    def _check_types(cls, given: Mapping[str, Any]) -> None:
+        """Raises a `ConfigError` for numbers that are none, or that no size can have."""
+        hints = typing.get_type_hints(cls)
+        for name, value in given.items():
+            kinds = set(typing.get_args(hints[name]) or (hints[name],))
+            if not kinds <= {int, float, types.NoneType}:
+                continue  # what is no plain number is checked by its family
+            if value is None and types.NoneType in kinds:
+                continue
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            fits = whole or (float in kinds and isinstance(value, float) and math.isfinite(value))
+            what = "a number" if float in kinds else "a whole number"
+            require(fits, f"config: {name}={value!r} must be {what}")
+            require(name not in SIZES or value > 0, f"config: {name}={value} must be positive")
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a config.json that `from_hf` reads back to an equal config."""

@@ -120,6 +120,8 @@ class HeadedConfig(ModelConfig):
         if named and known and "head" not in hf:
             # Early conversions of LLaMA say LLaMAForCausalLM.
             heads = {name.lower(): head for head, name in known.items()}
+            if not isinstance(named, list) or not isinstance(named[0], str):
+                raise ConfigError(f"config: architectures={named!r} must be a list of names")
             if named[0].lower() not in heads:
                 raise ConfigError(
                     f"config: architectures names {named[0]}, which is not supported; "
@@ -148,8 +150,10 @@ class HeadedConfig(ModelConfig):
 
 def _in_order(labels: Any) -> tuple[str, ...]:
     """{"0": "NEG", "1": "POS"}, or a sequence of names → ("NEG", "POS")."""
-    if not isinstance(labels, Mapping):
+    if isinstance(labels, list | tuple):
         return tuple(map(str, labels))
+    numbers = isinstance(labels, Mapping) and all(str(n).isdecimal() for n in labels)
+    require(numbers, f"config: id2label={labels!r} must map numbers to names, or list the names")
     numbered = {int(number): str(label) for number, label in labels.items()}
     require(
         sorted(numbered) == list(range(len(numbered))),

@@ -1,6 +1,6 @@
 """What the configs of decoders with rotary, grouped-query attention check and read alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmjax.core.errors import ConfigError
@@ -43,15 +43,36 @@ def settle_heads(config: Any) -> None:
     )
 
 
+def rope_dict(hf: dict[str, Any]) -> dict[str, Any]:
+    """Takes `rope_parameters`, or the older `rope_scaling`, out of a config.json; {} for neither.
+
+    Raises:
+      ConfigError: no JSON object, or both with different contents: transformers takes the scaling
+        then, and forgets the theta of the other.
+    """
+    given = {name: hf.pop(name, None) or {} for name in ("rope_parameters", "rope_scaling")}
+    for name, value in given.items():
+        require(isinstance(value, Mapping), f"config: {name}={value!r} must be a JSON object")
+    parameters, scaling = (dict(value) for value in given.values())
+    require(
+        not parameters or not scaling or parameters == scaling,
+        "config: there are both rope_parameters and rope_scaling, and they differ; write the "
+        "scaling into rope_parameters, beside its rope_theta, and remove rope_scaling",
+    )
+    return parameters or scaling
+
+
 def pop_rope(hf: dict[str, Any], theta: float = 10000.0) -> Rope:
     """Takes `rope_parameters`, or the older `rope_theta` and `rope_scaling`, out of a config.json.
 
     Args:
       hf: the contents; changed.
       theta: what the reference takes where none is given.
+
+    Raises:
+      ConfigError: as `rope_dict`, or parameters that cannot be used.
     """
-    own, scaling = hf.pop("rope_theta", None), hf.pop("rope_scaling", None)
-    parameters = dict(hf.pop("rope_parameters", None) or scaling or {})
+    own, parameters = hf.pop("rope_theta", None), rope_dict(hf)
     partial = hf.pop("partial_rotary_factor", None)
     parameters.setdefault("rope_theta", theta if own is None else own)
     if partial is not None:

@@ -39,6 +39,11 @@ ROPE_TYPES: dict[str, tuple[set[str], set[str]]] = {
 }
 
 
+def _positive(x: Any) -> bool:
+    number = isinstance(x, int | float) and not isinstance(x, bool)
+    return number and 0 < x < math.inf
+
+
 @dataclasses.dataclass(frozen=True)
 class Rope:
     """The `rope_parameters` of a Hugging Face config (older: `rope_theta` and `rope_scaling`).
@@ -77,7 +82,13 @@ class Rope:
         for name in ("short_factor", "long_factor"):
             value = getattr(self, name)
             if value is not None:
+                if not isinstance(value, list | tuple) or not all(map(_positive, value)):
+                    raise ConfigError(f"rope {name} must be a list of positive numbers")
                 object.__setattr__(self, name, tuple(float(x) for x in value))
+        for name in ("rope_theta", "factor", "original_max_position_embeddings"):
+            value = getattr(self, name)
+            if value is not None and not _positive(value):
+                raise ConfigError(f"rope {name}={value!r} must be a positive number")
 
     @classmethod
     def from_hf(cls, parameters: Mapping[str, Any]) -> "Rope":
@@ -88,6 +99,8 @@ class Rope:
         """
         fields = {k: v for k, v in parameters.items() if k != "type" and v is not None}
         fields["rope_type"] = parameters.get("rope_type", parameters.get("type", "default"))
+        if not isinstance(fields["rope_type"], str):
+            raise ConfigError(f"rope_type {fields['rope_type']!r} must be a name")
         required, optional = ROPE_TYPES.get(fields["rope_type"], (set(), set()))
         known = _COMMON | required | optional
         unknown = sorted(set(fields) - known)
@@ -117,8 +130,8 @@ def frequencies(
       rope: the parameters.
       head_dim: K.
       max_position_embeddings: of the config; some scalings refer to it.
-      length: i32 scalar, the length of the sequence at hand ("dynamic" and "longrope" depend on
-        it).
+      length: i32 scalar, the length of the longest sequence at hand ("dynamic" and "longrope"
+        depend on it).
 
     Returns:
       (f32 [rotated dimensions / 2] in radians a position, attention factor).
@@ -204,8 +217,8 @@ def _longrope(r: Rope, dim: int, max_positions: int, length: jax.Array) -> tuple
 def cos_sin(
     rope: Rope, head_dim: int, max_position_embeddings: int, positions_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Tables for `rotate`: two f32 [B, T, 1, rotated dimensions / 2]."""
-    length = jnp.max(positions_BT) + 1
+    """Tables for `rotate`: two f32 [B, T, 1, rotated dimensions / 2]; positions i32 [B, T]."""
+    length = jnp.max(positions_BT) + 1  # the longest row's, as in transformers
     freqs, factor = frequencies(rope, head_dim, max_position_embeddings, length)
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * freqs
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor

@@ -204,6 +204,10 @@ def _decompose(
     a, s, b, norm = (np.asarray(x) for x in _svd(own, tuned))
     energies = np.square(s, dtype=np.float64)
     total = energies.sum()
+    if not math.isfinite(total):
+        raise ConfigError(
+            f"{name}: the weights differ by nan or infinity; give checkpoints without them"
+        )
     kept = 0
     if total:
         kept = min(rank or s.size, s.size)

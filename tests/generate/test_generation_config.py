@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from fmjax.cli.generate import Generate
 from fmjax.core.errors import ConfigError
 from fmjax.generate import GenerationConfig, Sampling, generate
 
@@ -94,3 +95,17 @@ def test_what_is_not_supported_is_named(tmp_path, content, message):
 def test_a_directory_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="not a directory"):
         GenerationConfig.from_dir(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "content", [{"max_new_tokens": "x"}, {"eos_token_id": [1, 2.0]}, {"stop_strings": 5}]
+)
+def test_values_of_another_kind_are_named(content):
+    with pytest.raises(ConfigError, match=f"{next(iter(content))}=.* must be"):
+        GenerationConfig.from_hf(content)
+
+
+def test_the_command_takes_the_models_number_of_tokens(tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"max_new_tokens": 8}')
+    assert Generate(model=tmp_path)._settings()["max_new_tokens"] == 8
+    assert Generate(model=tmp_path, max_new_tokens=3)._settings()["max_new_tokens"] == 3

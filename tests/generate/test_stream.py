@@ -114,6 +114,34 @@ def test_bad_input_to_a_stream_raises_before_the_first_piece(llama, bytes_tokeni
         stream(llama.model, llama.variables, [1], bytes_tokenizer, every=0)
 
 
+def test_a_special_token_stops_though_texts_leave_it_out(llama, bytes_tokenizer):
+    """Of any tokenizer that tells ids from texts."""
+    options = common(llama) | {"max_new_tokens": 8, "tokenizer": bytes_tokenizer}
+    free = generate(llama.model, llama.variables, PROMPTS[:1], **options).tokens[0].tolist()
+    end = free[3]
+
+    class WithEnd(type(bytes_tokenizer)):
+        special_ids = (end,)
+
+        def decode(self, ids, skip_special_tokens=True):
+            return super().decode([i for i in ids if i != end], skip_special_tokens)
+
+        def token_to_id(self, token):
+            return {"<|end|>": end, "b": 98}.get(token)
+
+        def id_to_token(self, i):
+            return "<|end|>"
+
+    options["tokenizer"] = WithEnd()
+    out = generate(llama.model, llama.variables, PROMPTS[:1], stop="<|end|>", **options)
+    n = free.index(end) + 1
+    assert out.tokens[0, : out.lengths[0]].tolist() == free[:n]
+    arguments = (llama.model, llama.variables, PROMPTS[0], options.pop("tokenizer"))
+    assert "".join(stream(*arguments, stop=("<|end|>", "b"), **options)) in out.texts[0]
+    with pytest.raises(ConfigError, match="holds the special token '<|end|>'"):
+        stream(*arguments, stop="x<|end|>", **options)
+
+
 def test_variables_without_params_are_refused(llama):
     with pytest.raises(ConfigError, match="params"):
         generate(llama.model, llama.params, [[1]])
@@ -121,11 +149,13 @@ def test_variables_without_params_are_refused(llama):
 
 def test_learned_positions_have_an_end(twins):
     gpt2 = twins["gpt2"]
-    with pytest.raises(ConfigError, match="20 tokens and max_new_tokens=21 exceed .* 40 positions"):
-        generate(gpt2.model, gpt2.variables, [[1], [7] * 20], max_new_tokens=21)
-    # Padding to the bucket (32 + 32 slots) does not count.
-    out = generate(gpt2.model, gpt2.variables, [[7] * 20], max_new_tokens=20, return_logprobs=True)
-    assert np.isfinite(out.logprobs).all()
+    with pytest.raises(ConfigError, match="20 tokens and max_new_tokens=22 exceed .* 40 positions"):
+        generate(gpt2.model, gpt2.variables, [[1], [7] * 20], max_new_tokens=22)
+    # Padding to the bucket (32 + 32 slots) does not count, nor the last token, which is not read.
+    for prompt, new in ((20, 21), (40, 1)):
+        out = generate(gpt2.model, gpt2.variables, [[7] * prompt], max_new_tokens=new,
+                       return_logprobs=True)  # fmt: skip
+        assert np.isfinite(out.logprobs).all() and out.lengths.tolist() == [new]
 
 
 def test_an_empty_prompt_needs_a_bos_token(twins, llama):

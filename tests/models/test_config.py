@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -90,6 +91,41 @@ HUB = {
 def test_published_files_are_the_sizes_that_bear_their_names(name: str) -> None:
     hf = json.loads(HUB[name])
     assert get_family(hf["model_type"]).config.from_hf(hf) == fmjax.presets()[name]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden_size": "32"}, "hidden_size='32' must be a whole number"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 must be positive"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers=2.0 must be a whole number"),
+        ({"vocab_size": True}, "vocab_size=True must be a whole number"),
+        ({"rms_norm_eps": None}, "rms_norm_eps=None must be a number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan must be a number"),
+        ({"id2label": 5}, "id2label=5 must map numbers to names"),
+        ({"id2label": {"a": "x"}}, "must map numbers to names"),
+        ({"architectures": [5]}, "must be a list of names"),
+        ({"rope_parameters": "linear"}, "rope_parameters='linear' must be a JSON object"),
+        ({"rope_parameters": {"rope_type": ["a"]}}, "must be a name"),
+        ({"rope_scaling": {"type": "linear", "factor": "x"}}, "factor='x' must be a positive"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor=0 must be a positive"),
+        (
+            {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": YARN},
+            "both rope_parameters and rope_scaling",
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_refused_by_name(change, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        LlamaConfig.from_hf({"model_type": "llama"} | change)
+
+
+def test_falcon_reads_one_block_of_rope_alone() -> None:
+    both = {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": YARN}
+    with pytest.raises(ConfigError, match="both rope_parameters and rope_scaling"):
+        FalconConfig.from_hf({"model_type": "falcon"} | both)
+    same = {"rope_parameters": YARN, "rope_scaling": YARN}
+    assert FalconConfig.from_hf({"model_type": "falcon"} | same).rope.factor == 4.0
 
 
 def test_older_rope_fields_mean_the_same() -> None:

@@ -156,6 +156,8 @@ def test_what_cannot_be_extracted(llama, gpt2):
     refused("energy=1.5 must be", llama.params, tuned, energy=1.5)
     refused("do not differ in any matrix of targets='all-linear'", tuned, tuned, rank=1)
     refused("the tuned params have .* of shape None where", llama.params, gpt2.params, rank=1)
+    broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(np.nan), tuned)
+    refused("differ by nan or infinity", llama.params, broken, rank=1)
     wide = fmjax.build(dataclasses.replace(llama.model.config, vocab_size=70))
     other = fmjax.init_params(wide, jax.random.key(0))
     refused("the tuned params have 'embed_tokens/embedding' of shape .70, 32. where the model has "

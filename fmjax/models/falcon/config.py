@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from fmjax.models.config import require
 from fmjax.models.heads import Architectures, HeadedConfig, architectures
+from fmjax.models.rotary import rope_dict
 from fmjax.nn.rope import Rope
 
 TokenId = int | tuple[int, ...] | None
@@ -115,8 +116,7 @@ class FalconConfig(HeadedConfig):
         hf = super()._read(hf)
         if (width := hf.pop("n_embed", None)) is not None:
             hf["hidden_size"] = width  # the older name, which wins in transformers
-        theta, scaling = hf.pop("rope_theta", None), hf.pop("rope_scaling", None)
-        parameters = dict(hf.pop("rope_parameters", None) or scaling or {})
+        theta, parameters = hf.pop("rope_theta", None), rope_dict(hf)
         if theta is not None:
             parameters.setdefault("rope_theta", theta)
         return hf | {"rope": Rope.from_hf(parameters)}
