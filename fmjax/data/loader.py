@@ -19,6 +19,7 @@ from fmjax.core.errors import DataError
 from fmjax.data.packing import PackedDocuments, Row, make_row
 from fmjax.data.sources import Source
 from fmjax.data.tokenizer import Tokenizer
+from fmjax.data.tokenizer_base import vocabulary_checksum
 from fmjax.data.tokens import TokenizedDocuments, as_sources, tokenize
 from fmjax.data.words import Words
 
@@ -277,7 +278,10 @@ def text_batches(
             weights=weights, seed=seed, shuffle=shuffle, add_bos=add_bos, text_field=text_field,
             words=words, share=share, prefetch=prefetch,
         )  # fmt: skip
-        return TextBatches(iterator, settings | {"documents": [len(s) for s in sources]})
+        settings["documents"] = [len(source) for source in sources]
+        settings["samples"] = [lazily.sample_checksum(s, text_field) for s in sources]
+        settings["vocabulary"] = vocabulary_checksum(tokenizer)
+        return TextBatches(iterator, settings)
 
     marks = {"add_bos": add_bos, "add_eos": add_eos, "text_field": text_field}
     groups = [sources] if weights is None else [[source] for source in sources]

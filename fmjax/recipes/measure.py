@@ -8,9 +8,11 @@ from typing import Any
 import jax
 
 from fmjax.core import logical
+from fmjax.core.adapter import COLLECTION
 from fmjax.core.errors import ConfigError
 from fmjax.data import Source, Tokenizer, eval_batches
 from fmjax.evals import Perplexity, perplexity
+from fmjax.nn import prefix_port, prompt_port
 from fmjax.objectives.causal_lm import CausalLM
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.recipes.models import open_model, parse_mesh
@@ -80,7 +82,9 @@ def measure(
       ShardingError: rows that do not divide over the devices.
       DataError: an empty source.
     """
-    check_length(subject.config, sequence_length)
+    adapter = subject.variables.get(COLLECTION, {})
+    virtual = prefix_port.length(adapter) + prompt_port.length(adapter)
+    check_length(subject.config, sequence_length, virtual)
     batches = eval_batches(
         source, subject.tokenizer, batch_size=batch_size, sequence_length=sequence_length
     )

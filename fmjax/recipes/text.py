@@ -1,7 +1,7 @@
 """Text by name: what `--data` and `--eval-data` understand."""
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from fmjax.core.errors import DataError
@@ -77,18 +77,39 @@ def open_train_and_held_out(data: Data) -> tuple[list[Source], list[Source]]:
     if not data.data:
         raise DataError("--data names no text; give a file or a shipped corpus such as kjv")
     if data.eval_data:
+        _note_both(_files(data.eval_data) & _files(data.data))
         return [_open(data, name, "train") for name in data.data], open_held_out(data)
-    train, held_out = [], []
+    train, held_out, seen = [], [], set()
     for name in data.data:
         if name in CORPORA or name.startswith("tfds:") or Path(name).is_dir():
             train.append(_open(data, name, "train"))
             held_out.append(_open(data, name, "validation"))
         else:
+            # Each name is split by itself, so that what stands under two of them is on both sides.
+            files = _files([name])
+            _note_both(files & seen if data.eval_fraction else ())
+            seen |= files
             whole = _open(data, name, "all")
             ours, theirs = train_validation_split(whole, data.eval_fraction)
             train.append(ours)
             held_out += [theirs] if theirs else []
     return train, held_out
+
+
+def _note_both(files: Collection[Path]) -> None:
+    """Says which files are on both sides, which is right only where learning by heart is."""
+    if files:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        print(f"note: texts of {min(files)}{more} are trained on and evaluated on")
+
+
+def _files(names: Sequence[str]) -> set[Path]:
+    """The files behind names, other than corpora and TFDS data sets."""
+    found: set[Path] = set()
+    for name in names:
+        if name not in CORPORA and not name.startswith("tfds:") and not Path(name).is_dir():
+            found |= {Path(file).resolve() for file in glob.glob(name, recursive=True) or [name]}
+    return found
 
 
 def _open(data: Data, name: str, split: str) -> Source:

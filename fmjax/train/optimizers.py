@@ -1,5 +1,6 @@
 """Optimizers: Optax, with the masks that follow from parameter paths."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,12 +50,13 @@ def adamw(
       ConfigError: a rate, a decay or a moment out of range, an unknown dtype of the moments; at
         `init`, a path without a rule.
     """
-    if not callable(learning_rate) and learning_rate < 0:
-        raise ConfigError(f"learning_rate {learning_rate} is negative")
+    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        if not callable(value) and not 0 <= value < math.inf:
+            raise ConfigError(f"{name} {value} must be a number that is not negative")
+    if not 0 <= eps < math.inf:
+        raise ConfigError(f"adamw: eps {eps} must be a number that is not negative")
     if not (0 <= b1 < 1 and 0 <= b2 < 1):
         raise ConfigError(f"adamw: b1 {b1} and b2 {b2} must lie in [0, 1)")
-    if not callable(weight_decay) and weight_decay < 0:
-        raise ConfigError(f"weight_decay {weight_decay} is negative")
     shared = {"b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
     shared["mask"] = lambda params: tree.match_rules(decay, params, "decay rule")
     if moment_dtype is None:

@@ -4,6 +4,8 @@ Those of learning rates warm up: update 0 has rate 0 then, as in Optax and trans
 and `ramp` are for anything else, such as a weight decay or a teacher's momentum and temperature.
 """
 
+import math
+
 import jax.numpy as jnp
 import optax
 
@@ -94,7 +96,7 @@ def _after_warmup(peak: float, warmup: int, rest: optax.Schedule) -> optax.Sched
 
 
 def _check(peak: float, steps: int, shaped: int) -> None:
-    if peak < 0:
-        raise ConfigError(f"learning rate {peak} is negative")
+    if not 0 <= peak < math.inf:
+        raise ConfigError(f"learning rate {peak} must be a number that is not negative")
     if not 0 <= shaped <= steps:
         raise ConfigError(f"schedule: warm-up and decay take {shaped} of {steps} steps; shorten it")

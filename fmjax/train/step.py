@@ -345,7 +345,7 @@ def make_step(
     """
     if accumulate < 1:
         raise ConfigError(f"accumulate is {accumulate}; it must be at least 1")
-    if clip_norm is not None and clip_norm <= 0:
+    if clip_norm is not None and not clip_norm > 0:
         raise ConfigError(f"clip_norm is {clip_norm}; it must be positive, or None")
     check_parts(objective, accumulate)
     offloading.check(offload, mesh)

@@ -295,3 +295,8 @@ def test_methods(flags, finetune_args, model_dir, text, tmp_path, capsys):
         assert main(command.split()) == 0
         nats.append(json.loads(capsys.readouterr().out)[str(text)]["nats"])
     assert nats[0] != nats[1]
+    if "--virtual-tokens" in flags:
+        limit = fmjax.hub.read_config(model_dir)["max_position_embeddings"]
+        command = f"eval --model {adapted} --data {text} --sequence-length {limit - 2}"
+        assert main(command.split()) == 2
+        assert f"beside 3 virtual tokens; use {limit - 3} or less" in capsys.readouterr().err

@@ -139,8 +139,11 @@ def test_a_process_reads_the_documents_of_its_own_rows_only(tokenizer):
     for process in range(2):
         Counted.read = set()
         options = {"process_index": process, "process_count": 2, "prefetch": 0}
-        take(text_batches([docs], tokenizer, batch_size=4, sequence_length=8, streaming=True,
-                          **options), 10)  # fmt: skip
+        batches = text_batches([docs], tokenizer, batch_size=4, sequence_length=8, streaming=True,
+                               **options)  # fmt: skip
+        assert len(Counted.read) <= 32  # a sample, by which the data are known again
+        Counted.read = set()
+        take(batches, 10)
         seen.append(Counted.read)
     assert min(map(len, seen)) > 5 and not seen[0] & seen[1]
 
@@ -327,6 +330,19 @@ def test_states_that_do_not_belong(docs, tokenizer):
     finite = make(docs, tokenizer, epochs=1)
     with pytest.raises(DataError, match="cannot resume the data: .*out of range"):
         finite.set_state({**finite.get_state(), "position": {"next_index": 10**6}})
+
+
+def test_a_stream_is_not_resumed_on_other_texts_or_words(tokenizer, texts):
+    def stream(docs, words=tokenizer):
+        return text_batches(docs, words, batch_size=2, sequence_length=8, streaming=True)
+
+    docs = [f"number {i} of the documents" for i in range(40)]
+    state = stream(docs).get_state()
+    stream(docs).set_state(state)
+    with pytest.raises(DataError, match="samples was"):
+        stream(docs[::-1]).set_state(state)
+    with pytest.raises(DataError, match="vocabulary was"):
+        stream(docs, train_sentencepiece(texts, None, 600)).set_state(state)
 
 
 def test_bad_example_deep_in_a_stream(tokenizer):

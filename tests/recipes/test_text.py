@@ -36,14 +36,18 @@ def test_tfds_directory(tmp_path):
     assert len(found[1]) == 4 and sorted(found[0] + found[1]) == sorted(documents)
 
 
-def test_held_out_text(tmp_path):
+def test_held_out_text(tmp_path, capsys):
     file = tmp_path / "a.txt"
     file.write_text("\n\n".join(f"document {i}" for i in range(40)))
     train, held_out = open_train_and_held_out(Data(data=("movie_reviews", str(file))))
     assert train[0] == load_corpus("movie_reviews", "train")
     assert held_out[0] == load_corpus("movie_reviews", "validation")
     assert (len(train[1]), len(held_out[1])) == (38, 2)
+    assert capsys.readouterr().out == ""
     again = open_train_and_held_out(Data(data=(str(file),), eval_data=("kjv", str(file))))
+    assert "a.txt are trained on and evaluated on" in capsys.readouterr().out
+    open_train_and_held_out(Data(data=(str(tmp_path / "*.txt"), str(file))))
+    assert "a.txt are trained on and evaluated on" in capsys.readouterr().out
     assert [len(source) for source in again[0]] == [40]
     assert [len(source) for source in again[1]] == [len(load_corpus("kjv", "validation")), 40]
     assert open_train_and_held_out(Data(data=(str(file),), eval_fraction=0.0))[1] == []

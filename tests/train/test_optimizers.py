@@ -72,9 +72,11 @@ def test_a_decay_may_follow_a_schedule_of_its_own(moment_dtype):
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
-        ({"learning_rate": -1.0}, "learning_rate -1.0 is negative"),
+        ({"learning_rate": -1.0}, "learning_rate -1.0 must be a number that is not negative"),
         ({"learning_rate": 1.0, "b2": 1.0}, "must lie in"),
-        ({"learning_rate": 1.0, "weight_decay": -0.1}, "weight_decay -0.1 is negative"),
+        ({"learning_rate": float("nan")}, "learning_rate nan must be a number"),
+        ({"learning_rate": 1.0, "weight_decay": -0.1}, "weight_decay -0.1 must be a number"),
+        ({"learning_rate": 1.0, "eps": float("nan")}, "eps nan must be a number"),
     ],
 )
 def test_bad_numbers(kwargs, text):

@@ -6,7 +6,6 @@ Names: S = image_size, T = max_length.
 import collections
 import dataclasses
 import threading
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +14,10 @@ import numpy as np
 from fmjax.core.errors import DataError, TokenizerError
 from fmjax.data.encoding import encode
 from fmjax.data.images.decode import ImageError, check_limits, decode_image
-from fmjax.data.images.sources import ANY_NAME, ImageSource
+from fmjax.data.images.sources import ImageSource
 from fmjax.data.loader import derived_seed
 from fmjax.data.tokenizer import Tokenizer
+from fmjax.data.tokenizer_base import vocabulary_checksum
 
 Row = dict[str, np.ndarray]
 _ENOUGH = 100  # unusable examples, from which on they must not be the majority
@@ -60,8 +60,7 @@ class Captions:
     @property
     def vocabulary(self) -> int:
         """Checksum of the tokens by number: of another tokenizer the ids mean something else."""
-        tokens = (self.tokenizer.id_to_token(i) for i in range(self.tokenizer.vocab_size))
-        return zlib.crc32("\n".join(map(str, tokens)).encode(errors=ANY_NAME))
+        return vocabulary_checksum(self.tokenizer)
 
     def _padded(self, ids: list[int]) -> Row:
         tokenizer, gap = self.tokenizer, self.max_length - len(ids)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fmjax.core.errors import DataError
 from fmjax.data.chat import ASSISTANT
-from fmjax.data.tasks.tables import Origin, Report, Table, read_table
+from fmjax.data.tasks.tables import Origin, Report, Table, check_whole, read_table
 
 Message = Mapping[str, str]
 Messages = list[Message]
@@ -166,6 +166,7 @@ def text_of(value: Any, where: str, field: str) -> str:
       DataError: something else.
     """
     if isinstance(value, str):
+        check_whole(value, where, field)
         return value
     if isinstance(value, list) and all(
         isinstance(part, Mapping)
@@ -173,7 +174,7 @@ def text_of(value: Any, where: str, field: str) -> str:
         and isinstance(part.get("text"), str)
         for part in value
     ):
-        return "".join(part["text"] for part in value)
+        return text_of("".join(part["text"] for part in value), where, field)
     raise DataError(
         f'{where}: "{field}" holds {"null" if value is None else type(value).__name__}, not text; '
         "write a string"

@@ -55,6 +55,7 @@ def _json_lines(text: str, name: str) -> FileRows:
 
 def _csv(text: str, name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(number of the row's first line, its fields)."""
+    csv.field_size_limit(2**31 - 1)  # texts may be long; the file is in memory already
     reader = csv.reader(
         (line + "\n" for line in text.split("\n")), delimiter=delimiter, strict=True
     )

@@ -136,11 +136,23 @@ class Table:
                 f'{self.where(i)}: the text in column "{column}" is empty; fill it in or remove '
                 "the row"
             )
+        check_whole(text, self.where(i), column)
         return text
 
     def texts(self, column: str) -> list[str]:
         """`text` of every row."""
         return [self.text(i, column) for i in range(len(self))]
+
+
+def check_whole(text: str, where: str, column: str) -> None:
+    """Raises a DataError for a text with half a character, as JSON's "\\ud83d" is alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(
+            f'{where}: the text in column "{column}" has half a character at place {e.start}; '
+            "repair its encoding"
+        ) from e
 
 
 def _kind(value: Any) -> str:

@@ -19,6 +19,7 @@ from fmjax.data.tasks import (
 from fmjax.evals.classification import spearman
 from fmjax.objectives import SequenceClassification
 from fmjax.recipes.tasks.finetune import FinetuneTask
+from fmjax.recipes.tasks.inputs import beside
 from fmjax.recipes.tasks.pictures import confusion_picture, scores_picture
 from fmjax.recipes.tasks.predict import Predict
 from fmjax.recipes.tasks.settings import Examples, TaskOptimization
@@ -136,7 +137,7 @@ class ClassificationTask(Task):
 
         def finish(outputs: Sequence[Any]) -> list[dict[str, Any]]:
             return [
-                {**row, **self._answer(np.asarray(x, np.float64), settings.threshold)}
+                beside(row, self._answer(np.asarray(x, np.float64), settings.threshold))
                 for row, x in zip(table.rows, outputs, strict=True)
             ]
 

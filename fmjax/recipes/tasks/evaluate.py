@@ -18,9 +18,9 @@ class EvaluateTask:
       adapter: Directory of an adapter that belongs to the model, for the methods that put virtual
         tokens before the text; others are folded into it already.
       test: File with labels, in the form that the task is trained from.
-      text_column: Column of the text (classification).
+      text_column: Column of the text (classification), or of the words (tagging).
       pair_column: Column of a second text (classification of pairs).
-      label_column: Column of the label (classification).
+      label_column: Column of the label (classification), or of the tags (tagging).
       scheme: Of tags: found out from the file, or one of BIO, IOB1, BIOES, plain.
       batch_size: Examples in a batch, over all devices.
       max_length: Tokens of an example at most; as in training.

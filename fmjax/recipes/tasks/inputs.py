@@ -30,15 +30,33 @@ def read_inputs(name: str, column: str, chunk: int) -> Iterator[Table]:
       DataError: as `read_table`; a broken JSON line, and input without any line.
     """
     if name == STDIN:
-        yield from _stream(sys.stdin, column, chunk)
+        yield from _stream(_decoded(sys.stdin), column, chunk)
     elif Path(name.removesuffix(".gz")).suffix == ".txt":
         yield _table(name, enumerate(read_text(name).split("\n"), 1), column)
     else:
         yield read_table(name)
 
 
-def _stream(lines: TextIO, column: str, chunk: int) -> Iterator[Table]:
-    numbered = ((number, line.rstrip("\n")) for number, line in enumerate(lines, 1))
+def _decoded(stdin: TextIO) -> Iterator[str]:
+    """Lines of standard input as UTF-8, whatever the terminal is set to; a byte order mark is none.
+
+    Raises:
+      DataError: another encoding, by the line.
+    """
+    for number, line in enumerate(getattr(stdin, "buffer", stdin), 1):
+        if isinstance(line, str):
+            yield line
+            continue
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as e:
+            raise DataError(
+                f"standard input, line {number}: not UTF-8 ({e.reason}); convert it first"
+            ) from e
+
+
+def _stream(lines: Iterable[str], column: str, chunk: int) -> Iterator[Table]:
+    numbered = ((number, line.rstrip("\r\n")) for number, line in enumerate(lines, 1))
     filled = (pair for pair in numbered if pair[1].strip())
     seen = False
     while piece := list(itertools.islice(filled, chunk)):
@@ -73,6 +91,12 @@ def check_sizes(batch_size: int, max_length: int, mesh: jax.sharding.Mesh) -> No
         raise ConfigError(f"--max-length {max_length} must be at least 3: a token and two special")
     row = jax.ShapeDtypeStruct((batch_size,), "int32")
     shard_batch({"--batch-size": row}, mesh, DEFAULT_RULES)
+
+
+def beside(row: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its answer; a field of its own under the same name becomes "given_…"."""
+    own = {f"given_{name}" if name in answer else name: value for name, value in row.items()}
+    return own | dict(answer)
 
 
 def write_lines(file: TextIO, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -17,6 +17,7 @@ class Predict:
     - of a classifier label, score and scores (of several labels: a list of those at --threshold);
     - of a tagger entities, each with label, score, text, start and end (in characters);
     - of question answering answer, score, start and end.
+    A field of the input that has such a name itself becomes given_label and so on.
 
     Attributes:
       model: Model directory with a head for a task, such as `fmjax finetune --task` writes.

@@ -19,6 +19,7 @@ from fmjax.data.tasks import (
 from fmjax.data.tasks.answer_spans import Answer, QuestionFeatures
 from fmjax.objectives import QuestionAnswering
 from fmjax.recipes.tasks.finetune import FinetuneTask
+from fmjax.recipes.tasks.inputs import beside
 from fmjax.recipes.tasks.pictures import scores_picture
 from fmjax.recipes.tasks.predict import Predict
 from fmjax.recipes.tasks.settings import Examples, TaskOptimization
@@ -74,7 +75,8 @@ class QuestionsTask(Task):
 
     def measure(self, prepared: Prepared, outputs: Sequence[Any], thorough: bool) -> Measured:
         examples, features = prepared.examples
-        threshold = 0.0 if self.unanswerable else None
+        # SQuAD 2.0's rule where a question may have no answer, in training or here.
+        threshold = 0.0 if self.unanswerable or examples.has_unanswerable else None
         said = [answer.text for answer in _answers(examples, features, outputs, threshold)]
         true = [[text for text, _ in answers] for answers in examples.answers]
         metrics = evals.question_metrics(said, true)
@@ -103,13 +105,15 @@ class QuestionsTask(Task):
         def finish(outputs: Sequence[Any]) -> list[dict[str, Any]]:
             found = _answers(examples, made, outputs, settings.null_threshold)
             return [
-                {
-                    **row,
-                    "answer": answer.text,
-                    "score": answer.score,
-                    "start": answer.start,
-                    "end": answer.end,
-                }
+                beside(
+                    row,
+                    {
+                        "answer": answer.text,
+                        "score": answer.score,
+                        "start": answer.start,
+                        "end": answer.end,
+                    },
+                )
                 for row, answer in zip(table.rows, found, strict=True)
             ]
 

@@ -1,7 +1,7 @@
 """A fine-tuning run on a task, from files to files: one path for every task and method."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from fmjax.train import (
     make_step,
 )
 from fmjax.train.checkpoint import Checkpointer
+from fmjax.train.fingerprint import fingerprint
 from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
 
 
@@ -208,7 +209,7 @@ def train_to_best(
         out / "checkpoints",
         keep=1,
         best=stop.best,
-        config={**settings.record(), "architecture": config},
+        config={**settings.record(), "architecture": config, **_start(state.variables)},
         base=str(settings.model),
     )
     loggers = [JsonlLogger(out / METRICS)]
@@ -238,3 +239,16 @@ def train_to_best(
     finally:
         checkpointer.close()
         batches.close()
+
+
+def _start(variables: Mapping[str, Any]) -> dict[str, str]:
+    """What a run of all weights is known again by: those of the layers that it starts from.
+
+    With an adapter the checkpoint knows the frozen weights itself. A new head is left out, since
+    what is drawn by chance differs in its last bits from one kind of device to another.
+    """
+    if "adapter" in variables:
+        return {}
+    flat = tree.flatten(variables["params"])
+    layers = {path: x for path, x in flat.items() if "layers" in path.split("/")[:-1]}
+    return {"weights_at_the_start": fingerprint(layers)}

@@ -17,10 +17,12 @@ class Examples:
       valid: Examples to measure on, in the same form. Without it, --valid-fraction of the training
         examples, with every class in its share.
       valid_fraction: Share of the training examples held out where --valid is not given, 0 to 1.
-      text_column: Column of the text (classification), or of the first text of a pair (embedding).
+      text_column: Column of the text (classification), of the words (tagging; a number counts from
+        0), or of the first text of a pair (embedding).
       pair_column: Column of a second text: of sentence-pair classification, or of what belongs to
         the first text (embedding).
-      label_column: Column of the label (classification), or of the similarity score (embedding).
+      label_column: Column of the label (classification), of the tags (tagging), or of the
+        similarity score (embedding).
       negative_column: Column of a text that does not belong to the first (embedding).
       problem: Of classification: one label each, several (separated by |), or a number.
       scheme: Of tags: found out from the file, or one of BIO, IOB1, BIOES, plain.

@@ -1,5 +1,6 @@
 """What a fine-tuning run on a task starts from: settings that hold, and a schedule."""
 
+import math
 from pathlib import Path
 
 import optax
@@ -26,7 +27,7 @@ def check(settings: FinetuneTask) -> None:
             raise ConfigError(f"{flag} {getattr(optimization, name)} must be at least 1")
     if settings.log_every < 1:
         raise ConfigError(f"--log-every {settings.log_every} must be at least 1")
-    if optimization.epochs <= 0 or optimization.steps < 0:
+    if not 0 < optimization.epochs < math.inf or optimization.steps < 0:
         raise ConfigError("--epochs must be more than 0, and --steps 0 or more")
     if not 0 <= optimization.warmup_fraction <= 1:
         raise ConfigError(f"--warmup-fraction {optimization.warmup_fraction} must lie in 0 to 1")

@@ -21,10 +21,21 @@ from fmjax.data.tasks.schemes import scheme_of_names
 from fmjax.evals.tagging import token_accuracy
 from fmjax.objectives import TokenClassification
 from fmjax.recipes.tasks.finetune import FinetuneTask
+from fmjax.recipes.tasks.inputs import beside
 from fmjax.recipes.tasks.pictures import confusion_picture, scores_picture
 from fmjax.recipes.tasks.predict import Predict
 from fmjax.recipes.tasks.settings import Examples, TaskOptimization
 from fmjax.recipes.tasks.task import Finish, Measured, Prepared, Reading, Task, read_split
+
+
+def _columns(files: Examples) -> dict[str, Any]:
+    """Where words and tags stand, where the settings say it: a field's name or a number."""
+    given = {"word_column": files.text_column, "tag_column": files.label_column}
+    return {
+        name: int(value) if value.removeprefix("-").isdecimal() else value
+        for name, value in given.items()
+        if value
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +57,8 @@ class TaggingTask(Task):
         scheme = settings.examples.scheme or None
 
         def read(name: str, train: Tagging | None) -> Tagging:
-            return read_tagging(name, names=train and train.names, scheme=scheme)
+            columns = _columns(settings.examples)
+            return read_tagging(name, names=train and train.names, scheme=scheme, **columns)
 
         def last_label(data: Tagging) -> list[int]:
             """What a split keeps in proportion: which label of a sentence is last in the set."""
@@ -57,7 +69,8 @@ class TaggingTask(Task):
         return cls(train.names, train.scheme), train, valid, notes
 
     def load(self, name: str, files: Examples) -> Tagging:
-        return read_tagging(name, names=self.names, scheme=files.scheme or None)
+        columns = _columns(files)
+        return read_tagging(name, names=self.names, scheme=files.scheme or None, **columns)
 
     def prepare(self, examples: Tagging, reading: Reading) -> Prepared:
         made = tagging_features(examples, reading.tokenizer, reading.max_length, _stride(reading))
@@ -119,7 +132,7 @@ class TaggingTask(Task):
             for i, row in enumerate(table.rows):
                 tags = [self.names[tag] for tag in found.tags[i]]
                 spans = entity_spans(texts[i], offsets[i], tags, found.scores[i], self.scheme)
-                rows.append({**row, "entities": spans})
+                rows.append(beside(row, {"entities": spans}))
             return rows
 
         return made.features, finish

@@ -12,8 +12,7 @@ import fmjax
 from fmjax import peft
 from fmjax.convert import read_json
 from fmjax.core.errors import ConfigError
-from fmjax.data.encoding import encode_batch
-from fmjax.data.tasks import eval_task_batches
+from fmjax.data.tasks import eval_task_batches, text_features
 from fmjax.nn.pooling import sentence_embeddings
 from fmjax.recipes import vector_files
 from fmjax.recipes.models import compute_dtype, parse_mesh, resolve_directory
@@ -93,11 +92,10 @@ def embed_texts(
     progress: bool = True,
 ) -> tuple[np.ndarray, int]:
     """Vectors f32 [texts, D] in the order of the texts, and how many texts were cut."""
-    encoded = encode_batch(tokenizer, texts)
-    cut = sum(len(e) > max_length for e in encoded)
-    features = [{"input_ids": e.ids} for e in encode_batch(tokenizer, texts, None, max_length)]
+    features = text_features(texts, tokenizer, max_length, token_types=False)
+    cut = features.truncated
     batches = eval_task_batches(
-        features, batch_size, pad_id=tokenizer.pad_token_id or 0, max_length=max_length
+        features.examples, batch_size, pad_id=tokenizer.pad_token_id or 0, max_length=max_length
     )
     predictor = Predictor(
         model.apply,

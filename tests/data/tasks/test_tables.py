@@ -76,6 +76,12 @@ def test_bad_files(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
+def test_long_texts_are_no_unclosed_quotes(tmp_path):
+    long = "word " * 40_000
+    (tmp_path / "a.csv").write_text(f'text,label\n"{long}",1\n')
+    assert read_table(tmp_path / "a.csv").rows == [{"text": long, "label": "1"}]
+
+
 def test_the_remedy_names_the_option(tmp_path):
     table = read_table(write(tmp_path / "a.jsonl", '{"body": "x"}'))
     with pytest.raises(DataError, match="it has body; name one of them with --text-column$"):

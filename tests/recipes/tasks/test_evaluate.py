@@ -51,3 +51,17 @@ def test_columns_and_labels(trained, tmp_path, write, fails, capsys, encoder):
     odd = write(tmp_path / "odd.jsonl", [{"text": "a", "label": "fair"}])
     fails(["eval", "--model", model, "--test", odd], "odd.jsonl, line 1", '"fair"', "good")
     fails(["eval", "--model", encoder, "--test", file], "masked-lm", "fmjax finetune --task")
+
+
+def test_questions_without_an_answer_may_be_given_none(
+    trained, questions, write, predict, tmp_path, capsys
+):
+    """By SQuAD 2.0's rule, as in training, though the model learnt from answered ones alone."""
+    model = trained("qa") / "model"
+    none = {"answers": {"text": [], "answer_start": []}}
+    file = write(tmp_path / "x.jsonl", [q | none if i % 2 else q for i, q in enumerate(questions)])
+    flags = ("--max-length", "32")
+    found = measured(capsys, "--model", model, "--test", file, *flags)["metrics"]
+    said = predict(model, file, *flags, "--null-threshold", "0")
+    empty = [row["answer"] == "" for row in said[1::2]]
+    assert found["no_answer_exact_match"] == pytest.approx(sum(empty) / len(empty))

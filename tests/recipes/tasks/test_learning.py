@@ -6,10 +6,12 @@ import signal
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import fmjax
 from fmjax.cli.main import main
 from fmjax.train.run import Run
 
@@ -156,6 +158,17 @@ def test_a_stopped_run_goes_on_to_the_same_end(
         line.get("eval_accuracy") for line in log(unbroken)
     ]
     assert same(tmp_path / "b", unbroken)
+
+
+def test_a_run_does_not_go_on_from_another_model(
+    encoder, trained, arguments, files, fails, tmp_path
+):
+    model, params = fmjax.from_pretrained(encoder)
+    params = jax.tree.map(lambda x: -x, params)
+    fmjax.save_pretrained(tmp_path / "other", model, params, carry_from=encoder)
+    flags = "--steps 6 --learning-rate 0.02 --eval-every 3"
+    out, file = trained("classification"), files["classification"]
+    fails(arguments("classification", tmp_path / "other", file, out, flags), "weights_at_the_start")
 
 
 def test_a_finished_run_stays_as_it_is(encoder, trained, arguments, files, fails, capsys):

@@ -57,6 +57,27 @@ def test_every_kind_of_input_gives_the_same(said, write, reviews, monkeypatch, t
     assert said("-") == expected
 
 
+def test_fields_called_as_the_answer_stay_beside_it(predict, classifier, write, tmp_path):
+    rows = [{"text": "the good king of saul", "label": "mine", "score": 1}]
+    (row,) = predict(classifier, write(tmp_path / "x.jsonl", rows))
+    assert (row["given_label"], row["given_score"]) == ("mine", 1)
+    assert row["label"] in ("good", "bad") and row["score"] < 1
+
+
+def test_standard_input_is_utf8(said, fails, classifier, monkeypatch):
+    for data in (b'\xef\xbb\xbf{"text": "caf\xc3\xa9"}\n', "café\r\n".encode()):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "ascii"))
+        assert [row["text"] for row in said("-")] == ["café"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\ncaf\xe9\n"), "ascii"))
+    fails(["predict", "--model", classifier, "--input", "-"], "standard input, line 2: not UTF-8")
+
+
+def test_half_a_character_is_named(fails, classifier, tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"text": "a"}\n{"text": "cut \\ud83d"}\n')
+    fails(["predict", "--model", classifier, "--input", file], "x.jsonl, line 2", "at place 4")
+
+
 def test_another_column(predict, classifier, write, tmp_path):
     file = write(tmp_path / "x.jsonl", [{"body": "the evil king", "text": ""}])
     (row,) = predict(classifier, file, "--text-column", "body")
