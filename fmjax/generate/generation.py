@@ -316,7 +316,10 @@ def _special(tokenizer: Decoder, text: str) -> int | None:
     """The id of a special token from its text; None where it is none."""
     find = getattr(tokenizer, "token_to_id", getattr(tokenizer, "convert_tokens_to_ids", None))
     i = None if find is None else find(text)
-    return i if i is not None and not tokenizer.decode([i], skip_special_tokens=True) else None
+    # Tokenizers of transformers give the id of <unk> for what is no token.
+    if i is None or tokenizer.decode([i], skip_special_tokens=False).strip() != text.strip():
+        return None
+    return None if tokenizer.decode([i], skip_special_tokens=True) else i
 
 
 def _is_count(value: Any) -> bool:
