@@ -95,7 +95,6 @@ class ModelConfig:
                     f"the maths; {hint}"
                 )
         given = {k: v for k, v in values.items() if k in fields}
-        cls._check_types(given)
         required = {
             f.name
             for f in dataclasses.fields(cls)
@@ -104,7 +103,15 @@ class ModelConfig:
         missing = sorted(required - set(given))
         if missing:
             raise ConfigError(f"config: {cls.__name__} needs {', '.join(missing)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        try:
+            config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        except ConfigError:  # the family knows better
+            raise
+        except Exception:  # whatever values of another kind lead its checks to
+            cls._check_types(given)
+            raise
+        cls._check_types(given)
+        return config
 
     @classmethod
     def _check_types(cls, given: Mapping[str, Any]) -> None:

@@ -90,10 +90,10 @@ def test_a_cache_that_was_made_by_a_traced_index_has_the_prefix():
 
 def test_positions_are_counted_with_the_prefix():
     model, variables = made("gpt2")
-    generate(model, variables, [[1] * 9], max_new_tokens=20, eos_token_id=())
-    message = "a prefix of 3, a prompt of 10 tokens and max_new_tokens=20 exceed the model's 32"
+    generate(model, variables, [[1] * 10], max_new_tokens=20, eos_token_id=())
+    message = "a prefix of 3, a prompt of 11 tokens and max_new_tokens=20 exceed the model's 32"
     with pytest.raises(fmjax.FmjaxError, match=message):
-        generate(model, variables, [[1] * 10], max_new_tokens=20)
+        generate(model, variables, [[1] * 11], max_new_tokens=20)
 
 
 @pytest.mark.optimised

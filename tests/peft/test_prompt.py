@@ -159,7 +159,7 @@ def test_positions_are_counted_with_the_prompt():
             run(model, variables, IDS)
         if name.startswith("GPT2"):
             with pytest.raises(ConfigError, match="a soft prompt of 10, a prompt of 2 tokens"):
-                fmjax.generate.generate(model, variables, IDS[:, :2], max_new_tokens=5)
+                fmjax.generate.generate(model, variables, IDS[:, :2], max_new_tokens=6)
         with pytest.raises(ConfigError, match="leave no room among the 16 positions"):
             peft.init(jax.random.key(0), peft.Prompt(16), model)
 
