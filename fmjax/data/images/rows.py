@@ -226,9 +226,10 @@ class Rows:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Reason → number of examples, the most frequent first."""
-        counts = collections.Counter(e.reason for e in list(self._bad.values()))
-        return dict(counts.most_common())
+        """Reason → number of examples, the most frequent first, then that of the first example."""
+        # Not in the order in which they were found, which is that of the threads.
+        found = sorted(list(self._bad.items()))
+        return dict(collections.Counter(e.reason for _, e in found).most_common())
 
     def report(self) -> str:
         """One line on what was left out, with the first of each reason; "" if nothing."""

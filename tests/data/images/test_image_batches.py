@@ -20,6 +20,7 @@ from fmjax.data.images import (
     open_images,
     photographs,
 )
+from fmjax.data.images.rows import Rows
 from fmjax.recipes.vision.reading import find_images
 
 
@@ -130,6 +131,19 @@ def test_a_bad_picture_is_replaced_by_the_same_one_and_counted_once() -> None:
         "left out of 9 examples: 1 × empty file (e.g. 4.png); 1 × truncated (e.g. 6.png); "
         "1 × no label (e.g. 7.png)"
     )
+
+
+def test_the_report_does_not_depend_on_which_thread_is_first() -> None:
+    source = numbered(4, bad=(0,))
+    source._examples[1] = {"image": png(1)[:20], "label": 0}
+    rows = Rows(
+        source, 4, labels=True, captions=None, on_bad="skip", max_pixels=100,
+        background=(0, 0, 0), replace=True, seed=0,
+    )  # fmt: skip
+    for index in (1, 0):
+        assert rows._usable(index, 0) is None
+    assert list(rows.skipped) == ["empty file", "truncated"]
+    assert rows.report().index("0.png") < rows.report().index("1.png")
 
 
 def test_nothing_bad_nothing_to_report() -> None:
