@@ -19,7 +19,6 @@ from fmjax.core.errors import DataError
 from fmjax.data.packing import PackedDocuments, Row, make_row
 from fmjax.data.sources import Source
 from fmjax.data.tokenizer import Tokenizer
-from fmjax.data.tokenizer_base import vocabulary_checksum
 from fmjax.data.tokens import TokenizedDocuments, as_sources, tokenize
 from fmjax.data.words import Words
 
@@ -279,8 +278,7 @@ def text_batches(
             words=words, share=share, prefetch=prefetch,
         )  # fmt: skip
         settings["documents"] = [len(source) for source in sources]
-        settings["samples"] = [lazily.sample_checksum(s, text_field) for s in sources]
-        settings["vocabulary"] = vocabulary_checksum(tokenizer)
+        settings["samples"] = [lazily.sample_checksum(s, text_field, tokenizer) for s in sources]
         return TextBatches(iterator, settings)
 
     marks = {"add_bos": add_bos, "add_eos": add_eos, "text_field": text_field}

@@ -15,7 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from fmjax.core.errors import DataError
+from fmjax.core.errors import DataError, FmjaxError
 from fmjax.data.loader import derived_seed
 from fmjax.data.packing import Row, make_row
 from fmjax.data.sources import Source, text_of
@@ -37,15 +37,15 @@ class _Texts:
         return text_of(self._source[int(index)], self._field, int(index))
 
 
-def sample_checksum(source: Source, field: str, count: int = 32) -> int:
-    """Of some texts from all over a source that is too large to be read whole."""
+def sample_checksum(source: Source, field: str, tokenizer: Tokenizer, count: int = 32) -> int:
+    """Of the ids of some texts from all over a source that is too large to be read whole."""
     texts, total = _Texts(source, field), 0
     for i in np.unique(np.linspace(0, len(texts) - 1, count).round().astype(int)):
         try:
-            text = texts[i]
-        except DataError:  # it is told when it is its turn
+            ids = tokenizer.encode(texts[i], add_special_tokens=False)
+        except FmjaxError:  # it is told when it is its turn
             continue
-        total = zlib.crc32(text.encode(errors="surrogatepass") + b"\n", total)
+        total = zlib.crc32(np.array([*ids, -1], np.int32).tobytes(), total)
     return total
 
 

@@ -341,7 +341,7 @@ def test_a_stream_is_not_resumed_on_other_texts_or_words(tokenizer, texts):
     stream(docs).set_state(state)
     with pytest.raises(DataError, match="samples was"):
         stream(docs[::-1]).set_state(state)
-    with pytest.raises(DataError, match="vocabulary was"):
+    with pytest.raises(DataError, match="samples was"):
         stream(docs, train_sentencepiece(texts, None, 600)).set_state(state)
 
 
