@@ -2,7 +2,8 @@
 
 Row j of every batch belongs to lane j: the documents that lane j is dealt, end to end, cut into
 rows. Where a lane stands depends on its own documents alone and not on the process that reads it,
-so a run goes on with any number of processes, each reading its own lanes' documents only.
+so a run goes on with any number of processes, each reading its own lanes' documents only (and, at
+first, a sample of all, by which the data are known again).
 
 Names: B = rows of a global batch = lanes, b = B / processes.
 """

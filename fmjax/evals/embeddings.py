@@ -8,6 +8,7 @@ import numpy as np
 from fmjax.core.errors import DataError
 from fmjax.evals.arrays import check_lengths
 from fmjax.evals.classification import pearson, spearman
+from fmjax.evals.features import check_finite
 
 _BLOCK = 1024
 """Queries compared at once, which bounds memory to this many rows of similarities."""
@@ -89,11 +90,6 @@ def _normalized(x: Any) -> np.ndarray:
     x = np.asarray(x, np.float64)
     if x.ndim != 2:
         raise DataError(f"embeddings are {list(x.shape)}; give a matrix [texts, width]")
-    if not np.isfinite(x).all():
-        row = int(np.argmin(np.isfinite(x).all(-1)))
-        raise DataError(
-            f"embedding {row} is not finite; look for the batch in which the model gives nan, or "
-            "use --dtype float32"
-        )
+    check_finite(x, "embedding")
     norms = np.linalg.norm(x, axis=-1, keepdims=True)
     return x / np.where(norms > 0, norms, 1)

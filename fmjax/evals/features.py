@@ -69,13 +69,18 @@ def checked(features: Any, what: str) -> np.ndarray:
     features = np.asarray(features, np.float32)
     if features.ndim != 2 or not features.size:
         raise DataError(f"{what} features are {list(features.shape)}; give [examples, width]")
-    if not np.isfinite(features).all():
-        row = int(np.argmin(np.isfinite(features).all(-1)))
+    check_finite(features, f"{what} features: example")
+    return features
+
+
+def check_finite(rows: np.ndarray, what: str) -> None:
+    """Raises a DataError for the first row of f[N, D] that is not finite; `what` is before it."""
+    finite = np.isfinite(rows).all(-1)
+    if not finite.all():
         raise DataError(
-            f"{what} features: example {row} is not finite; look for the batch in which the model "
+            f"{what} {int(np.argmin(finite))} is not finite; look for the batch in which the model "
             "gives nan, or use --dtype float32"
         )
-    return features
 
 
 def labelled(features: Any, labels: Any, what: str) -> tuple[np.ndarray, np.ndarray]:

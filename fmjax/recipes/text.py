@@ -13,7 +13,7 @@ from fmjax.data import (
     load_corpus,
     train_validation_split,
 )
-from fmjax.data.sources import text_of
+from fmjax.data.sources import expand, text_of
 from fmjax.recipes.options import Data
 
 CORPORA = ("kjv", "movie_reviews")
@@ -77,19 +77,19 @@ def open_train_and_held_out(data: Data) -> tuple[list[Source], list[Source]]:
     if not data.data:
         raise DataError("--data names no text; give a file or a shipped corpus such as kjv")
     if data.eval_data:
+        opened = [_open(data, name, "train") for name in data.data], open_held_out(data)
         _note_both(_files(data.eval_data) & _files(data.data))
-        return [_open(data, name, "train") for name in data.data], open_held_out(data)
+        return opened
     train, held_out, seen = [], [], set()
     for name in data.data:
         if name in CORPORA or name.startswith("tfds:") or Path(name).is_dir():
             train.append(_open(data, name, "train"))
             held_out.append(_open(data, name, "validation"))
         else:
+            whole, files = _open(data, name, "all"), _files([name])
             # Each name is split by itself, so that what stands under two of them is on both sides.
-            files = _files([name])
             _note_both(files & seen if data.eval_fraction else ())
             seen |= files
-            whole = _open(data, name, "all")
             ours, theirs = train_validation_split(whole, data.eval_fraction)
             train.append(ours)
             held_out += [theirs] if theirs else []
@@ -105,11 +105,9 @@ def _note_both(files: Collection[Path]) -> None:
 
 def _files(names: Sequence[str]) -> set[Path]:
     """The files behind names, other than corpora and TFDS data sets."""
-    found: set[Path] = set()
-    for name in names:
-        if name not in CORPORA and not name.startswith("tfds:") and not Path(name).is_dir():
-            found |= {Path(file).resolve() for file in glob.glob(name, recursive=True) or [name]}
-    return found
+    own = [n for n in names if n not in CORPORA and not n.startswith("tfds:")]
+    files = [name for name in own if not Path(name).is_dir()]
+    return {file.resolve() for file in expand(files)} if files else set()
 
 
 def _open(data: Data, name: str, split: str) -> Source:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,10 +17,9 @@ from PIL import Image
 
 import fmjax
 from fmjax.cli.main import main
-from fmjax.core.errors import DataError
 from fmjax.data.images import ImageProcessor
 from fmjax.recipes.vision.figures import FIGURES, LARS, completed
-from fmjax.recipes.vision.image_sets import open_both, open_pictures
+from fmjax.recipes.vision.image_sets import open_pictures
 from fmjax.recipes.vision.measuring import Measure, _filled
 from fmjax.recipes.vision.pretrain import PretrainImages
 from fmjax.recipes.vision.run import Run
@@ -256,6 +254,13 @@ def test_pictures_and_captions(objective, model, pairs, tmp_path, capsys):
     assert fmjax.load_tokenizer(out / "model").eos_token_id == model.config.text_config.eos_token_id
 
 
+def test_pictures_with_captions_are_never_mirrored(pairs, tmp_path):
+    start = {"out": tmp_path, "override": tuple(PAIRS), "tokenizer": str(pairs / "tokenizer")}
+    data = Images(images=str(pairs / "pairs.tsv"), eval_fraction=0.3, batch_size=16)
+    run = Run.open(PretrainImages("clip", "clip-vit-b32", data=data, **start))
+    assert run.settings.views.flip and run.learner.augment.view.flip == 0.0
+
+
 def test_clip_needs_a_tokenizer_that_ends_texts(pairs, tmp_path, capsys):
     fmjax.data.train_sentencepiece(["dark r light g"] * 50, tmp_path / "spm", 270)
     more = ("--tokenizer", str(tmp_path / "spm"))
@@ -369,54 +374,6 @@ def test_bad_settings_leave_nothing_behind(objective, model, more, message, tmp_
     assert main([*arguments, *more]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    "images, eval_images, sizes",
-    [
-        ("digits", "digits", (898, 899)),
-        ("digits:train", "digits", (898, 899)),
-        ("digits", "digits:validation", (898, 899)),
-        ("{}", "{}", (27, 3)),
-        ("{}", "{}:validation", (27, 3)),
-        ("{}:train", "{}", (27, 3)),
-        ("{}/", "{}:validation", (27, 3)),
-        ("{}/a", "{}/b", (15, 15)),
-    ],
-)
-def test_no_picture_is_both_trained_and_measured_on(images, eval_images, sizes, photos):
-    data = Images(images=images.format(photos), eval_images=eval_images.format(photos))
-    train, held_out = open_both(data)
-    assert (len(train), len(held_out)) == sizes
-    names = [{s.name(i) for i in range(len(s))} for s in (train, held_out)]
-    assert not names[0] & names[1]
-
-
-@pytest.mark.parametrize("eval_images", ["{}:train", "{}:all", "{}/a"])
-def test_pictures_that_are_trained_on_are_refused(eval_images, photos):
-    data = Images(images=f"{photos}:all", eval_images=eval_images.format(photos))
-    with pytest.raises(DataError, match="of the pictures of --eval-images .* too, such as"):
-        open_both(data)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    for name in "ab":
-        (root / name).mkdir()
-        for i in range(15):
-            Image.new("L", (4, 4), i).save(root / name / f"{i}.png")
-    return root
-
-
-def test_what_is_broken_does_not_count_among_the_neighbours(photos, tmp_path, capsys):
-    shutil.copytree(photos, tmp_path / "photos")
-    for file in sorted((tmp_path / "photos").rglob("*.png"))[5:12]:
-        file.write_bytes(file.read_bytes()[:40])
-    more = ("--images", str(tmp_path / "photos"), "--neighbours", "25", "--batch-size", "8")
-    steps = ("--steps", "1", "--projection", "8", "--hidden", "8")
-    assert train("simclr", "vit-ti16", tmp_path / "run", TINY, *more, *steps) == 0
-    assert "left out of" in capsys.readouterr().out
 
 
 def test_published_figures_of_the_teachers():

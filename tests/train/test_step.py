@@ -190,7 +190,8 @@ def test_trainable_rules():
 
 
 def test_argument_errors():
-    for kwargs, text in (({"accumulate": 0}, "accumulate is 0"), ({"clip_norm": 0}, "clip_norm")):
+    for kwargs, text in (({"accumulate": 0}, "accumulate is 0"), ({"clip_norm": 0}, "clip_norm"),
+                         ({"clip_norm": float("nan")}, "clip_norm is nan")):  # fmt: skip
         with pytest.raises(ConfigError, match=text):
             make_step(toy_lm.apply, CausalLM(), optax.sgd(1.0), **kwargs)
     step = make_step(toy_lm.apply, CausalLM(), optax.sgd(1.0))

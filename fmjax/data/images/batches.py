@@ -28,6 +28,7 @@ from fmjax.data.images.iterate import (
 from fmjax.data.images.rows import Captions, Rows
 from fmjax.data.images.sources import Concatenated, Examples, ImageSource
 from fmjax.data.loader import check_weights, derived_seed, process_share
+from fmjax.data.tokenizer_base import vocabulary_checksum
 
 Sources = ImageSource | Sequence[Any]
 
@@ -132,7 +133,7 @@ def image_batches(
         "batch_size": batch_size, "image_size": image_size, "seed": seed, "shuffle": shuffle,
         "epochs": epochs, "labels": labels, "background": list(background),
         "max_length": None if captions is None else captions.max_length,
-        "vocabulary": None if captions is None else captions.vocabulary,
+        "vocabulary": None if captions is None else vocabulary_checksum(captions.tokenizer),
         "examples": n, "checksum": checksum(source),
     }  # fmt: skip
     batches = RowBatches(rows, order, epochs, batch_size, share, workers)

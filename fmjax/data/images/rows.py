@@ -17,7 +17,6 @@ from fmjax.data.images.decode import ImageError, check_limits, decode_image
 from fmjax.data.images.sources import ImageSource
 from fmjax.data.loader import derived_seed
 from fmjax.data.tokenizer import Tokenizer
-from fmjax.data.tokenizer_base import vocabulary_checksum
 
 Row = dict[str, np.ndarray]
 _ENOUGH = 100  # unusable examples, from which on they must not be the majority
@@ -56,11 +55,6 @@ class Captions:
     @property
     def empty(self) -> Row:
         return self._padded([])
-
-    @property
-    def vocabulary(self) -> int:
-        """Checksum of the tokens by number: of another tokenizer the ids mean something else."""
-        return vocabulary_checksum(self.tokenizer)
 
     def _padded(self, ids: list[int]) -> Row:
         tokenizer, gap = self.tokenizer, self.max_length - len(ids)

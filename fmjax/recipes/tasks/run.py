@@ -209,7 +209,7 @@ def train_to_best(
         out / "checkpoints",
         keep=1,
         best=stop.best,
-        config={**settings.record(), "architecture": config, **_start(state.variables)},
+        config={**settings.record(), "architecture": config, **_starting_weights(state.variables)},
         base=str(settings.model),
     )
     loggers = [JsonlLogger(out / METRICS)]
@@ -241,7 +241,7 @@ def train_to_best(
         batches.close()
 
 
-def _start(variables: Mapping[str, Any]) -> dict[str, str]:
+def _starting_weights(variables: Mapping[str, Any]) -> dict[str, str]:
     """What a run of all weights is known again by: those of the layers that it starts from.
 
     With an adapter the checkpoint knows the frozen weights itself. A new head is left out, since

@@ -45,19 +45,11 @@ FIGURES = {
     "mae": Figures(1.5e-4, 256, 0.05, 0.95, 0.05, 0.2),
     "simclr": Figures(1.5e-4, 256, 0.1, 0.999, 0.1, 0.08),
     "dino": Figures(5e-4, 256, 0.04, 0.999, 0.1, 0.4, final_weight_decay=0.4, clip_norm=3.0),
-    "dinov2": Figures(
-        1e-3,
-        2048,
-        0.04,
-        0.999,
-        0.16,
-        0.32,
-        0.5,
-        final_weight_decay=0.2,
-        clip_norm=3.0,
+    "dinov2": dataclasses.replace(
+        Figures(1e-3, 2048, 0.04, 0.999, 0.16, 0.32, 0.5, final_weight_decay=0.2, clip_norm=3.0),
         teacher_momentum=0.994,
         teacher_temperature=0.07,
-    ),  # fmt: skip
+    ),
     "clip": Figures(5e-4, None, 0.2, 0.98, 0.05, 0.9, epsilon=1e-6),
     "siglip": Figures(1e-3, None, 1e-4, 0.95, 0.05, 0.9, clip_norm=1.0),
 }
