@@ -13,6 +13,9 @@ DEVICES = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_c
 os.environ["XLA_FLAGS"] = DEVICES + LEGACY_FLAGS
 # Programs here are small and run a few times: most of a test is compiling them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Devices wait for each other on XLA's threads: with one thread for each device, the pool of jaxlib
+# 0.10 runs dry where two collectives of a program do not depend on each other (pipeline stages).
+os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch, in each of pytest's processes
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "fmjax-test-cache")
