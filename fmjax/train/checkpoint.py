@@ -5,6 +5,7 @@ process: where its iterator stands) and `run` (one JSON file: the configuration,
 are, and which base weights they belong to).
 """
 
+import contextlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping
@@ -71,6 +72,7 @@ class Checkpointer:
         self._base = base
         self._fingerprint: str | None = None
         self._pending: int | None = None
+        self._saving: Any = None  # Orbax's own handle of it
         policies = v1.training.preservation_policies
         kept = [policies.LatestN(keep)]
         if best is not None:
@@ -142,7 +144,7 @@ class Checkpointer:
         }
         self._pending = step
         try:
-            self._orbax.save_checkpointables_async(
+            self._saving = self._orbax.save_checkpointables_async(
                 step, items, overwrite=True, force=True, metrics=metrics and dict(metrics)
             )
         except Exception as e:
@@ -158,6 +160,12 @@ class Checkpointer:
             self._orbax.wait()
         except Exception as e:
             raise self._failed(e) from e
+        finally:
+            saving, self._saving = self._saving, None
+            if saving is not None:
+                # Its thread ends with the result, whose error, if any, is the one above.
+                with contextlib.suppress(Exception):
+                    saving.result()
         self._pending = None
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 import errno
 import json
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,18 @@ def test_everything_comes_back(tmp_path, run):
     same(restored, state)
     run_file = json.loads((tmp_path / "2" / "run" / "run.json").read_text())
     assert run_file["config"] == {"model": {"layers": 2}}
+
+
+def test_saves_leave_no_threads(tmp_path, run):
+    _, state, _ = run
+    saver = Checkpointer(tmp_path)
+    threads = []
+    for number in range(4):
+        saver.save(number, state)
+        saver.wait()
+        threads.append(threading.active_count())
+    saver.close()
+    assert threads[0] == threads[-1]
 
 
 def test_donating_the_state_after_save_does_not_touch_what_is_written(tmp_path, run):
