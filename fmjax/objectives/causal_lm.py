@@ -82,6 +82,13 @@ class CausalLM(Stateless):
     router_metrics: bool | None = None
     chunk: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("z_loss", "router_loss", "router_z_loss"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"{name} {getattr(self, name)} must be a number that is not negative"
+                )
+
     def loss(
         self,
         apply: Callable[..., Any],

@@ -28,6 +28,7 @@ from fmjax.train import (
     lora_plus,
     with_ema,
 )
+from fmjax.train.fingerprint import fingerprint
 from fmjax.train.state import TrainState
 
 # Where adapters for a task go by default: the projections onto queries and values, in the
@@ -273,3 +274,16 @@ def head_modules(model: nn.Module) -> tuple[str, ...]:
     names = [name for weight in Base.of(model).weights for name in weight.names]
     found = [match.group() for name in names if (match := pattern.match(f"{name}."))]
     return tuple(dict.fromkeys(name.rstrip(".").rpartition(".")[2] for name in found))
+
+
+def starting_weights(variables: Mapping[str, Any]) -> dict[str, str]:
+    """What a run of all weights is known again by: those of the layers that it starts from.
+
+    With an adapter the checkpoint knows the frozen weights itself. A new head is left out, since
+    what is drawn by chance differs in its last bits from one kind of device to another.
+    """
+    if "adapter" in variables:
+        return {}
+    flat = tree.flatten(variables["params"])
+    layers = {path: x for path, x in flat.items() if "layers" in path.split("/")[:-1]}
+    return {"weights_at_the_start": fingerprint(layers)}

@@ -66,7 +66,7 @@ class Pretrain:
             params = fmjax.init_params(model, jax.random.key(self.optimization.seed), **place)
         else:
             model, params = fmjax.from_pretrained(start.directory, **place, **execution)
-        state = train(run, Adapted(model, {"params": params}))
+        state = train(run, Adapted(model, {"params": params}), drawn=start.directory is None)
         if state is None:
             return False
         target = self.out / "model"

@@ -12,7 +12,7 @@ import numpy as np
 from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.data import Tokenizer
-from fmjax.recipes.adaptation import Adapted
+from fmjax.recipes.adaptation import Adapted, starting_weights
 from fmjax.recipes.batches import Batches, open_batches
 from fmjax.recipes.layout import Layout, lay_out
 from fmjax.recipes.measure import check_length
@@ -137,12 +137,13 @@ class Run:
         return dataclasses.replace(self, objective=objective)
 
 
-def train(run: Run, adapted: Adapted) -> TrainState | None:
+def train(run: Run, adapted: Adapted, *, drawn: bool = False) -> TrainState | None:
     """Trains to the last step, from the newest checkpoint if the run's directory has one.
 
     Args:
       run: what to do.
       adapted: the model, and what is trained of it; its variables are consumed.
+      drawn: its weights were drawn by the seed, not loaded.
 
     Returns:
       The last state, or None if SIGTERM or Ctrl-C ended the run early (its state is saved).
@@ -159,6 +160,7 @@ def train(run: Run, adapted: Adapted) -> TrainState | None:
     step.lower(state, run.abstract_batch())
     _announce(run, trained)
     flops = _flops(run, state.variables, "adapter" in variables)
+    record = _record(run) | ({} if drawn else starting_weights(state.variables))
     del variables, trained, frozen
     out = Path(settings.out)
     profile = Profile.of(settings.hardware.profile, out / "profile")
@@ -167,7 +169,7 @@ def train(run: Run, adapted: Adapted) -> TrainState | None:
         out / "checkpoints",
         keep=cadence.keep,
         best=None if held_out is None else ("eval_loss", "min"),
-        config=_record(run),
+        config=record,
         free=FREE,
         base=str(settings.model),
     )

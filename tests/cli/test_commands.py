@@ -165,7 +165,7 @@ def test_train_exports_and_goes_on(train_args, tmp_path, capsys):
     assert [r["step"] for r in log(run) if "loss" in r] == [1, 2, 3, 4, 5]
 
 
-def test_train_goes_on_from_a_model_directory(model_dir, text, tmp_path):
+def test_train_goes_on_from_a_model_directory(model_dir, text, tmp_path, fails, capsys):
     run = tmp_path / "run"
     arguments = f"""train --model {model_dir} --data {text} movie_reviews --weights 3 1
         --out {run} --batch-size 8 --sequence-length 16 --steps 2 --learning-rate 0
@@ -175,6 +175,12 @@ def test_train_goes_on_from_a_model_directory(model_dir, text, tmp_path):
     _, after = fmjax.from_pretrained(run / "model")
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert list((run / "tensorboard").iterdir())
+    # The run itself goes on only from the weights that it began with.
+    other, params = tmp_path / "other", jax.tree.map(lambda x: -x, before)
+    fmjax.save_pretrained(other, fmjax.from_pretrained(model_dir)[0], params, carry_from=model_dir)
+    capsys.readouterr()
+    fails(arguments.replace(str(model_dir), str(other)).split(), "weights_at_the_start")
+    assert main(arguments.split()) == 0
 
 
 @pytest.mark.slow

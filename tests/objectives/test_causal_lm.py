@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fmjax.core.errors import ConfigError
 from fmjax.objectives.causal_lm import CausalLM, next_token_targets
 
 IDS = jnp.array([[5, 6, 7, 8], [1, 2, 3, 4]], jnp.int32)
@@ -83,6 +84,13 @@ def test_z_loss_is_added_but_reported_apart(variables):
     z = 0.1 * sum(jax.nn.logsumexp(table[i]) ** 2 for i in (5, 6, 7, 1, 2, 3))
     assert float(total - plain) == pytest.approx(float(z), rel=1e-5)
     assert metrics["loss"][0] == plain and metrics["z_loss"][1] == weight
+
+
+@pytest.mark.parametrize("name", ["z_loss", "router_loss", "router_z_loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.1])
+def test_weights_of_losses_are_numbers(name, value):
+    with pytest.raises(ConfigError, match=f"^{name} {value} must be a number that is not negative"):
+        CausalLM(**{name: value})
 
 
 def test_dropout_key_reaches_the_model(variables):

@@ -14,7 +14,7 @@ from fmjax.recipes.chat.dpo import Dpo
 from fmjax.recipes.chat.samples import Answers
 from fmjax.recipes.chat.sft import Sft
 from fmjax.recipes.models import resolve_directory
-from fmjax.recipes.tasks.results import print_figures, to_json
+from fmjax.recipes.tasks.results import print_figures, to_json, when_kept
 from fmjax.recipes.tasks.run import train_to_best
 from fmjax.recipes.tasks.start import check, laid_out, schedule
 from fmjax.recipes.tasks.task import Measured
@@ -118,7 +118,7 @@ def _show(
         for name, text in sample.items():
             print(f"{name + ':':8} {' '.join(text.split())}")
     print()
-    print_figures(f"{settings.task}, best after step {outcome.best_step or outcome.step}", measured)
+    print_figures(f"{settings.task}, {when_kept(outcome)}", measured)
     print(f"figures: {settings.out / 'metrics.json'}, {target.name}: {target}")
     if target.name == "model":
         print(f'next: fmjax generate --model {target} --chat --prompt "…"')

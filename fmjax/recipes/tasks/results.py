@@ -52,7 +52,7 @@ def write_results(
     for path, shown in zip(pictures, measured.pictures, strict=True):
         html.write_picture(path, shown.picture)
     html.write(out / "report.html", _page(settings, measured, metric, outcome, trained, notes))
-    print_figures(f"{settings.task}, {_when(outcome)}", measured)
+    print_figures(f"{settings.task}, {when_kept(outcome)}", measured)
     shown = ", ".join(map(str, (out / "report.html", *pictures)))
     print(f"figures: {out / 'metrics.json'}, pictures: {shown}")
     if settings.adaptation.method != "full":
@@ -85,14 +85,15 @@ def print_figures(title: str, measured: Measured) -> None:
     Console().print(table)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _when(outcome: Outcome) -> str:
+def when_kept(outcome: Outcome) -> str:
+    """Which state was measured; no best one without a finite evaluation."""
     if outcome.best_step is None:
         return f"after step {outcome.step}"
     return f"best after step {outcome.best_step}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _rows(measured: Measured) -> list[tuple[str, str, str]]:
@@ -121,7 +122,7 @@ def _page(
     rows = [(name.replace("/", " of "), *rest) for name, *rest in _rows(measured)]
     return html.page(
         f"{TITLES[settings.task]}: {Path(settings.model).name}",
-        f"{chosen} on the examples to measure on, {trained}, {_when(outcome)}.",
+        f"{chosen} on the examples to measure on, {trained}, {when_kept(outcome)}.",
         html.section(
             "Answers",
             *(html.figure(s.picture, s.title, s.alternative) for s in measured.pictures),

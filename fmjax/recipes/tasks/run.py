@@ -1,7 +1,7 @@
 """A fine-tuning run on a task, from files to files: one path for every task and method."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from fmjax.core.errors import ConfigError
 from fmjax.data import TextBatches
 from fmjax.data.tasks import eval_task_batches, task_batches
 from fmjax.data.tasks.batches import EvalTaskBatches
-from fmjax.recipes.adaptation import Adapted, open_adapted
+from fmjax.recipes.adaptation import Adapted, open_adapted, starting_weights
 from fmjax.recipes.models import resolve_directory
 from fmjax.recipes.tasks.embedding import EmbeddingTask
 from fmjax.recipes.tasks.finetune import FinetuneTask
@@ -34,7 +34,6 @@ from fmjax.train import (
     make_step,
 )
 from fmjax.train.checkpoint import Checkpointer
-from fmjax.train.fingerprint import fingerprint
 from fmjax.train.loggers import JsonlLogger, TensorBoardLogger
 
 
@@ -209,7 +208,7 @@ def train_to_best(
         out / "checkpoints",
         keep=1,
         best=stop.best,
-        config={**settings.record(), "architecture": config, **_starting_weights(state.variables)},
+        config={**settings.record(), "architecture": config, **starting_weights(state.variables)},
         base=str(settings.model),
     )
     loggers = [JsonlLogger(out / METRICS)]
@@ -239,16 +238,3 @@ def train_to_best(
     finally:
         checkpointer.close()
         batches.close()
-
-
-def _starting_weights(variables: Mapping[str, Any]) -> dict[str, str]:
-    """What a run of all weights is known again by: those of the layers that it starts from.
-
-    With an adapter the checkpoint knows the frozen weights itself. A new head is left out, since
-    what is drawn by chance differs in its last bits from one kind of device to another.
-    """
-    if "adapter" in variables:
-        return {}
-    flat = tree.flatten(variables["params"])
-    layers = {path: x for path, x in flat.items() if "layers" in path.split("/")[:-1]}
-    return {"weights_at_the_start": fingerprint(layers)}
