@@ -222,6 +222,23 @@ def test_classify_by_a_head(vit, names, capsys):
         np.testing.assert_allclose(list(row["scores"].values()), expected[best], rtol=0, atol=1e-5)
 
 
+def test_classify_by_labels_of_which_several_may_fit(vit, names, tmp_path, capsys, fails):
+    directory = tmp_path / "several"
+    shutil.copytree(vit, directory)
+    config = json.loads((vit / "config.json").read_text())
+    change = {"problem_type": "multi_label_classification"}
+    (directory / "config.json").write_text(json.dumps(config | change))
+    run("classify", "--model", directory, "--images", *names, "--top", 3)
+    rows = [json.loads(line)["scores"] for line in capsys.readouterr().out.splitlines()]
+    pipe = transformers.pipeline("image-classification", str(directory), use_fast=False)
+    for name, row in zip(names, rows, strict=True):
+        expected = {answer["label"]: answer["score"] for answer in pipe(name)}
+        assert row == pytest.approx(expected, abs=1e-5)
+    capsys.readouterr()
+    (directory / "config.json").write_text(json.dumps(config | {"problem_type": "regression"}))
+    fails(["classify", "--model", directory, "--images", *names], "answers with numbers")
+
+
 def test_retrieve(clip, pictures, names, reference, tmp_path, capsys):
     index, page = tmp_path / "index.npz", tmp_path / "page.html"
     arguments = ["retrieve", "--model", clip, "--images", pictures, "--index", index,

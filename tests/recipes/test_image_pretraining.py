@@ -196,6 +196,14 @@ def test_from_a_directory_on_folders_of_pictures(tmp_path, monkeypatch, capsys):
     first, second = (fmjax.from_pretrained(tmp_path / n / "model")[1] for n in ("first", "second"))
     second.pop("pooler")  # which a classifier has not
     jax.tree.map(np.testing.assert_array_equal, second, {name: first[name] for name in second})
+    # Folders have one label a picture, whatever the labels of the first model were.
+    file = tmp_path / "first" / "model" / "config.json"
+    config = json.loads(file.read_text()) | {"problem_type": "multi_label_classification"}
+    file.write_text(json.dumps(config))
+    arguments[2], arguments[6] = "supervised", str(tmp_path / "third")
+    assert main([a for a in arguments if a not in ("--hidden", "16")]) == 0
+    model, _ = fmjax.from_pretrained(tmp_path / "third" / "model")
+    assert model.config.id2label == ("dark", "light") and model.config.problem_type is None
 
 
 PAIRS = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from fmjax import report
 from fmjax.core.errors import ConfigError, DataError
@@ -67,10 +68,16 @@ def _shares(
                 "--labels and --templates are for models of images and texts; this classifier has "
                 f"labels of its own ({', '.join(config.id2label[:5])}, …)"
             )
+        if config.problem_type == "regression":
+            raise ConfigError(
+                f"--model {settings.model} answers with numbers (problem_type regression), not "
+                "with labels; give a classifier"
+            )
         read, logits = encoder.look(lambda output, _: output.logits, files, "classifying")
         read.check()
-        shares = np.exp(logits - logits.max(-1, keepdims=True))
-        shares /= shares.sum(-1, keepdims=True)
+        # As transformers' pipeline has it.
+        several = config.problem_type == "multi_label_classification" or config.num_labels == 1
+        shares = expit(logits) if several else softmax(logits, axis=-1)
         return list(config.id2label), read.numbers, read.unreadable, shares
     if encoder.tokenizer is None:
         raise ConfigError(

@@ -38,7 +38,7 @@ Features = Callable[[Any, Any, jax.Array], jax.Array]
 def supervised(given: Given) -> Learner:
     """Labels of pictures."""
     config = _image_only(given.config, "supervised", "vit-s16")
-    config = config.replace(head=CLASSIFIER, id2label=given.classes)
+    config = config.replace(head=CLASSIFIER, id2label=given.classes, problem_type=None)
     model = fmjax.build(config, **given.execution)
     views = given.views
     return Learner(

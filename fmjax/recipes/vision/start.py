@@ -70,7 +70,7 @@ class ImageStart:
             )
         override = {"head": config.head}
         if config.head == "image-classification":
-            override["id2label"] = list(config.id2label)
+            override |= {"id2label": list(config.id2label), "problem_type": config.problem_type}
         _, params = fmjax.from_pretrained(
             self.directory, override=override, new_head=key, param_dtype="float32", **place
         )
