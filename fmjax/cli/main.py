@@ -162,7 +162,11 @@ def execute(run: Callable[[], Any], debug: bool = False) -> int:
 
 def _joined(options: Any) -> Any:
     from fmjax.cli.hosts import join
+    from fmjax.core.errors import ConfigError
 
+    seed = getattr(getattr(options, "optimization", options), "seed", 0)
+    if not -(2**63) <= seed < 2**63:
+        raise ConfigError(f"--seed {seed} does not fit into 64 bits; take a smaller one")
     join(options)
     return options
 

@@ -259,6 +259,8 @@ def _prepare(
             f"model's {positions} positions; shorten one of them"
         )
     eos = _ids(config.eos_token_id if eos_token_id is None else eos_token_id, "eos_token_id")
+    if eos_token_id is None:  # Small models made of a large one's defaults keep its ids.
+        eos = tuple(i for i in eos if i < config.vocab_size)
     eos = (*eos, *(i for i in ends if i not in eos))
     if pad_token_id is None:
         pad_token_id = (*_ids(config.pad_token_id, "pad_token_id"), *eos, 0)[0]

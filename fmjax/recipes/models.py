@@ -53,10 +53,11 @@ def resolve(
       heads: those that the caller can use.
 
     A published size gets the vocabulary and special token ids of the tokenizer, unless overridden;
-    a config.json is taken as it is.
+    a config.json is taken as it is, but for special token ids that it does not state.
 
     Raises:
-      ConfigError: an unknown name or field, a change to a model that has weights, or another head.
+      ConfigError: an unknown name or field, a change to a model that has weights, another head, or
+        special token ids outside the vocabulary.
       TokenizerError: no tokenizer, or one with ids that the model lacks.
     """
     changes = parse_override(override)
@@ -75,10 +76,12 @@ def resolve(
             "pass --tokenizer DIR"
         )
     found = load_tokenizer(tokenizer or home)
-    if not home:
-        changes = special_ids(found) | changes
-    config = _config(raw, changes, model, heads)
+    own = special_ids(found)
+    if home:
+        own = {name: i for name, i in own.items() if name != "vocab_size" and name not in raw}
+    config = _config(raw, own | changes, model, heads)
     check_fits(found, config.vocab_size)
+    _check_special_ids(config, found)
     return Start(config, found, None)
 
 
@@ -167,6 +170,17 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """The fields of a config that follow from its tokenizer."""
     names = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
     return {name: getattr(tokenizer, name) for name in names}
+
+
+def _check_special_ids(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        stated, own = getattr(config, name, None), getattr(tokenizer, name)
+        ids = stated if isinstance(stated, list | tuple) else [stated]
+        if not all(i is None or i < config.vocab_size for i in ids):
+            raise ConfigError(
+                f"{name}={stated} is outside the vocabulary of {config.vocab_size}; the "
+                f"tokenizer's is {own}: --override {name}={'null' if own is None else own}"
+            )
 
 
 def parse_override(override: Sequence[str]) -> dict[str, Any]:

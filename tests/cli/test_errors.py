@@ -57,6 +57,13 @@ def test_broken_json_line(fails, train_args, tmp_path):
     fails(replaced(train_args, "--data", lines), 'no field "text"', "body")
 
 
+@pytest.mark.parametrize("command", ["train", "generate"])
+def test_a_seed_of_more_than_64_bits(fails, train_args, command, tmp_path):
+    options = {"train": train_args, "generate": ["generate", "--model", "m", "--prompt", "a"]}
+    fails([*options[command], "--seed", 2**63], f"--seed {2**63} does not fit into 64 bits")
+    assert not (tmp_path / "run").exists()
+
+
 def test_weights_that_do_not_fit(fails, train_args):
     fails([*train_args, "--weights", 1, 2], "2 weights for 1 sources")
 

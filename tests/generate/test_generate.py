@@ -9,6 +9,7 @@ import pytest
 
 import fmjax
 from fmjax import peft
+from fmjax.core.errors import ConfigError
 from fmjax.generate import Sampling, decoding, for_decoding, generate
 from fmjax.generate.prompts import Prompts
 
@@ -59,6 +60,16 @@ def test_rows_end_at_any_eos_as_in_transformers(llama):
     for row, length in zip(ours.tokens, ours.lengths, strict=True):
         assert length == NEW or row[length - 1] in eos
         assert not np.isin(row[: length - 1], eos).any() and not row[length:].any()
+
+
+def test_an_eos_of_the_config_that_the_model_cannot_say_ends_nothing(llama):
+    config = llama.model.config.replace(eos_token_id=50256)
+    settings = {"max_new_tokens": 5}
+    free = generate(llama.model, llama.variables, PROMPTS, eos_token_id=(), **settings)
+    ours = generate(fmjax.build(config), llama.variables, PROMPTS, **settings)
+    np.testing.assert_array_equal(ours.tokens, free.tokens)
+    with pytest.raises(ConfigError, match="eos_token_id=50256 is outside"):
+        generate(llama.model, llama.variables, PROMPTS, eos_token_id=50256, **settings)
 
 
 def test_the_loop_ends_when_every_row_has(llama):

@@ -69,9 +69,19 @@ def test_a_config_is_taken_as_it_is(tokenizer_dir, tmp_path):
     assert (config.n_layer, config.vocab_size, config.eos_token_id) == (2, 50257, 50256)
     with pytest.raises(TokenizerError):  # none lies beside it
         resolve(str(file))
+    remedy = "bos_token_id=50256 .* vocabulary of 330; .*--override bos_token_id=1"
+    with pytest.raises(ConfigError, match=remedy):
+        resolve(str(file), str(tokenizer_dir), ["vocab_size=330"])
     file.write_text("[]")
     with pytest.raises(ConfigError, match="model_type"):
         resolve(str(file), str(tokenizer_dir))
+
+
+def test_special_ids_that_a_config_does_not_state_are_the_tokenizers(tokenizer_dir, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"model_type": "gpt2", "vocab_size": 330, "eos_token_id": 7}')
+    config = resolve(str(file), str(tokenizer_dir)).config
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 7, 3)
 
 
 def test_override_values():
