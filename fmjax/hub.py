@@ -91,9 +91,12 @@ def from_pretrained(
     raw = read_config(directory)
     dtype = dtype or _stated_dtype(raw)
     model = _build(directory, raw, override, **({"dtype": dtype, "param_dtype": dtype} | execution))
+    stored = files.open_directory(directory)
+    if new_head is None:
+        model = model.clone(config=model.config.fitted(stored))
     family = get_family(model.config.model_type)
     rows = family.rows(model.config)
-    tensors, abstract = _open(directory, raw, model, rows, quantize)
+    tensors, abstract = _open(directory, stored, raw, model, rows, quantize)
     sharding = None if mesh is None else param_shardings(abstract, mesh, rules or DEFAULT_RULES)
     params = files.load_params(
         tensors,
@@ -104,7 +107,9 @@ def from_pretrained(
         new_head=new_head is not None,
     )
     if lacking := flatten(abstract).keys() - flatten(params).keys():
-        new = init_params(model, new_head, mesh=mesh, rules=rules, paths=lacking)
+        # Without a key they are constants of a new model (`Row.optional`).
+        key = jax.random.key(0) if new_head is None else new_head
+        new = init_params(model, key, mesh=mesh, rules=rules, paths=lacking)
         params = combine(params, new)
     return model, params
 
@@ -218,9 +223,11 @@ def convert(
     raw = read_config(source)
     stated = dtype or _stated_dtype(raw)
     model = _build(source, raw, None, dtype=stated, param_dtype=stated)
+    stored = files.open_directory(source)
+    model = model.clone(config=model.config.fitted(stored))
     rows = get_family(model.config.model_type).rows(model.config)
     unpack = dtype is not None and quantize is None
-    tensors, abstract = _open(source, raw, model, rows, quantize, unpack)
+    tensors, abstract = _open(source, stored, raw, model, rows, quantize, unpack)
     flat = flatten(abstract)
     packed = {p: x for p, x in flat.items() if isinstance(x, quant.Packed)} if quantize else {}
     items = files.tensor_items(files.match(tensors, rows, flat), dtype, packed)
@@ -261,6 +268,18 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     return raw
 
 
+def parse_config(raw: Mapping[str, Any], file: str | Path) -> ModelConfig:
+    """The config that the contents of a config.json stand for.
+
+    Raises:
+      ConfigError: an unknown model_type, key or value; begins with the name of the file.
+    """
+    try:
+        return get_family(raw["model_type"]).config.from_hf(raw)
+    except ConfigError as e:
+        raise ConfigError(f"{file}: {str(e).removeprefix('config: ')}") from e
+
+
 def carry(source: str | Path, target: Path) -> None:
     """Copies tokenizer files, chat templates, image processors and generation_config.json.
 
@@ -278,6 +297,7 @@ def carry(source: str | Path, target: Path) -> None:
 
 def _open(
     directory: Path,
+    stored: Mapping[str, files.Tensor],
     raw: Mapping[str, Any],
     model: nn.Module,
     rows: Sequence[files.Row],
@@ -292,7 +312,7 @@ def _open(
             f"{directory} is packed already ({kind}); leave quantize out, or give the original"
         )
     dtype = model.execution.param_dtype
-    tensors = files.gather(files.open_directory(directory), kind, dtype)
+    tensors = files.gather(stored, kind, dtype)
     if kind is None:
         return tensors, abstract
     tensors, flat = files.survey(tensors, rows, flatten(abstract), unpack)
@@ -307,12 +327,7 @@ def _build(
         raw = {k: v for k, v in raw.items() if k != "architectures"}
     if "model_type" in override:  # an autoencoder's encoder as the model that it is
         raw = {**raw, "model_type": override.pop("model_type")}
-    try:
-        config = get_family(raw["model_type"]).config.from_hf(raw)
-    except ConfigError as e:
-        why = str(e).removeprefix("config: ")
-        raise ConfigError(f"{directory / 'config.json'}: {why}") from e
-    return build(config, override=override, **execution)
+    return build(parse_config(raw, directory / "config.json"), override=override, **execution)
 
 
 def _stated_dtype(raw: Mapping[str, Any]) -> str:

@@ -134,6 +134,9 @@ def match(
       new_head: parameters of a head are left out of the result where the files lack them, or hold
         them in another shape (another number of labels).
 
+    Returns:
+      One match a parameter, but for optional ones and those of a new head that the files lack.
+
     Raises:
       CheckpointError: a tensor that is missing, unexpected, there twice, of another shape or of
         integers where floats are wanted; a copy (a tied head) that differs from its original.
@@ -151,10 +154,10 @@ def match(
                 copies.append(_checked(target, found, flat[target.path].dtype))
         elif new_head and _found(head_tensors, target.keys[0]) and not _fits(target, found):
             continue
-        elif missing:
+        elif missing and not target.row.optional:
             of_head = _found(head_tensors, missing[0])
             raise CheckpointError(_missing(missing[0], target, tensors, of_head))
-        else:
+        elif not missing:
             matches.append(_checked(target, found, flat[target.path].dtype))
     # What is left of a head that the model has (a bias, say) would change what it computes.
     own = set() if new_head else {_module(key) for key in expected}

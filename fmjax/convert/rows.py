@@ -52,6 +52,7 @@ class Row:
       aliases: a tensor's name → other names that files may hold it under; never written.
       fused: where files of another layout hold the tensor; read, never written.
       integer: the file has an i64 where the parameter is a float (a count of batches).
+      optional: files may lack the tensor; the parameter then is as in a new model.
       module: name of the module that holds the tensor in transformers' memory, and so in adapters,
         where that is another than the file's (transformers 5 renames on reading and writing).
     """
@@ -63,6 +64,7 @@ class Row:
     aliases: Callable[[str], Sequence[str]] | None = None
     fused: Fused | None = None
     integer: bool = False
+    optional: bool = False
     module: str | None = None
 
 

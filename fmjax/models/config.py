@@ -5,7 +5,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Self
 
 from fmjax.convert.bitsandbytes_config import read_config
@@ -19,7 +19,7 @@ BOOKKEEPING = frozenset(
     model_type output_attentions
     output_hidden_states return_dict task_specific_params torch_dtype
     torchscript transformers_version transformers.js_config use_bfloat16 use_cache use_return_dict
-    finetuning_task tokenizer_class unsloth_version unsloth_fixed
+    finetuning_task gradient_checkpointing tokenizer_class unsloth_version unsloth_fixed
     bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample
     early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
     forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
@@ -142,6 +142,10 @@ class ModelConfig:
     def _write(self, values: dict[str, Any]) -> dict[str, Any]:
         """The inverse of `_read`."""
         return values
+
+    def fitted(self, tensors: Collection[str]) -> Self:
+        """What the names of a checkpoint's tensors say where its config.json does not."""
+        return self
 
     @property
     def caveat(self) -> str | None:

@@ -1,13 +1,22 @@
 """What the configs of models that read images share: sizes in pixels and patches, checks."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from fmjax.models.config import require
 from fmjax.models.heads import HeadedConfig
 
 Size = int | tuple[int, int]
 Pair = tuple[int, int]
+
+# Keys of a config.json that change nothing in an encoder of images: what it gives out as the
+# backbone of another model of transformers, and a switch of models of texts.
+NOTES = frozenset(
+    """
+    _out_features _out_indices apply_layernorm out_features out_indices reshape_hidden_states
+    stage_names tie_word_embeddings
+    """.split()
+)
 
 
 def pair(size: Size) -> Pair:
@@ -38,6 +47,8 @@ class VisionConfig(HeadedConfig):
     patch_size: Size = 16
     num_channels: int = 3
     qkv_bias: bool = True
+
+    HARMLESS: ClassVar[frozenset[str]] = NOTES
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,7 +13,7 @@ from fmjax import peft
 from fmjax.convert import read_json
 from fmjax.core.errors import ConfigError, ShardingError, TokenizerError
 from fmjax.data import Tokenizer, check_fits, load_tokenizer
-from fmjax.hub import from_pretrained, read_config
+from fmjax.hub import from_pretrained, parse_config, read_config
 from fmjax.models.config import ModelConfig
 from fmjax.models.registry import get_family, presets
 from fmjax.parallel import AXES, make_mesh
@@ -96,7 +96,7 @@ def architecture(model: str, override: Sequence[str] = ()) -> ModelConfig:
         raw = read_config(path)
     else:
         raw = _read(path) if path.suffix == ".json" else _published(model)
-    return _changed(raw, parse_override(override))
+    return _changed(raw, parse_override(override), model)
 
 
 def resolve_directory(
@@ -203,7 +203,7 @@ def parse_override(override: Sequence[str]) -> dict[str, Any]:
 def _config(
     raw: Mapping[str, Any], changes: Mapping[str, Any], model: str, heads: Sequence[str] | None
 ) -> ModelConfig:
-    config = _changed(raw, changes)
+    config = _changed(raw, changes, model)
     if heads is None or config.head in heads:
         return config
     family = get_family(config.model_type)
@@ -220,8 +220,8 @@ def _config(
     )
 
 
-def _changed(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> ModelConfig:
-    base = get_family(raw["model_type"]).config.from_hf(raw)
+def _changed(raw: Mapping[str, Any], changes: Mapping[str, Any], model: str) -> ModelConfig:
+    base = parse_config(raw, Path(model) / "config.json" if Path(model).is_dir() else model)
     if not changes:
         return base
     values = dict(raw)

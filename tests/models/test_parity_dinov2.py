@@ -1,6 +1,8 @@
 """DINOv2 with and without registers against transformers: outputs, gradients, sizes, exports."""
 
 import contextlib
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -49,6 +51,26 @@ def twin(tmp_path_factory):
         return made[name]
 
     return get
+
+
+def test_keys_of_published_files_that_change_nothing(twin, tmp_path):
+    _, model, params, directory = twin("registers")
+    notes = {
+        "interpolate_antialias": True, "interpolate_offset": 0.0, "gradient_checkpointing": False,
+        "tie_word_embeddings": True, "_out_features": ["stage2"], "_out_indices": [2],
+    }  # fmt: skip
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | notes))
+    again, found = fmjax.from_pretrained(tmp_path)
+    assert again.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    hf = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    inputs = {"pixel_values": images(model.config, 20, 16)}
+    compare(hf, again, found, inputs)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"interpolate_offset": 0.1}))
+    with pytest.raises(ConfigError, match="config.json: interpolate_offset=0.1 is not supported"):
+        fmjax.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", CASES)

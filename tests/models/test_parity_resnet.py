@@ -60,6 +60,26 @@ def make(directory, name, dtype="float32"):
     return cls.from_pretrained(directory).eval()
 
 
+def test_files_without_counts_of_batches(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    hf, file = make(tmp_path, "bottleneck"), tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    counts = {name for name in tensors if name.endswith("num_batches_tracked")}
+    save_file({n: x for n, x in tensors.items() if n not in counts}, file, {"format": "pt"})
+    model, params = fmjax.from_pretrained(tmp_path)
+    assert params["embedder"]["normalization"]["num_batches_tracked"] == 0
+    x = pictures("bottleneck")
+    import torch
+
+    with torch.no_grad():
+        expected = hf(torch.tensor(np.moveaxis(x, -1, 1))).logits
+    found = jax.jit(model.apply)({"params": params}, x).logits
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ATOL)
+    fmjax.hub.convert(tmp_path, tmp_path / "out")
+    assert counts.isdisjoint(load_file(tmp_path / "out" / "model.safetensors"))
+
+
 def pictures(name, rows=3):
     channels = CASES[name][1].get("num_channels", 3)
     return np.random.RandomState(3).randn(rows, *CASES[name][2], channels).astype(np.float32)

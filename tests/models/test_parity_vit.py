@@ -112,6 +112,34 @@ def test_hidden_patches(tmp_path):
         apply(model, params, inputs | {"bool_masked_pos": hidden[:, :3]})
 
 
+def test_files_without_a_pooler(tmp_path):
+    """As DINO's, which say ViTModel."""
+    import transformers
+    from safetensors.numpy import load_file, save_file
+
+    make(tmp_path / "hf", CASES["bare"])
+    file = tmp_path / "hf" / "model.safetensors"
+    tensors = {n: x for n, x in load_file(file).items() if not n.startswith("pooler.")}
+    save_file(tensors, file, {"format": "pt"})
+    model, params = fmjax.from_pretrained(tmp_path / "hf")
+    assert model.config.pooling == "cls" and "pooler" not in params
+    hf = transformers.ViTModel.from_pretrained(
+        tmp_path / "hf", add_pooling_layer=False, attn_implementation="eager"
+    ).eval()
+    out = compare(hf, model, params, {"pixel_values": images(model.config)})
+    np.testing.assert_array_equal(out.pooler_output, out.last_hidden_state[:, 0])
+    fmjax.hub.convert(tmp_path / "hf", tmp_path / "converted")
+    fmjax.save_pretrained(tmp_path / "saved", model, params)
+    for name in ("converted", "saved"):
+        written = load_file(tmp_path / name / "model.safetensors")
+        assert written.keys() == tensors.keys()
+        for key, x in tensors.items():
+            np.testing.assert_array_equal(written[key], x)
+        assert fmjax.from_pretrained(tmp_path / name)[0].config == model.config
+    new, _ = fmjax.from_pretrained(tmp_path / "hf", new_head=jax.random.key(0))
+    assert new.config.pooling is None
+
+
 def test_a_mesh_of_eight(twin):
     hf, _, _, directory = twin("classes")
     mesh = fmjax.make_mesh(data=2, fsdp=2, tensor=2)

@@ -18,6 +18,7 @@ HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
 _SQUARE = (224, 224)
+_TYPES = ("image_processor_type", "feature_extractor_type")  # The second is the older name.
 
 Size = tuple[int, int] | int
 Fields = dict[str, Any]
@@ -64,8 +65,12 @@ FAMILIES = {
 def from_hf(content: Mapping[str, Any], where: str) -> Fields:
     """The fields of an `ImageProcessor`; errors as its `from_hf`."""
     rest = dict(content)
-    name = rest.pop("image_processor_type", rest.pop("feature_extractor_type", None))
-    rest.pop("feature_extractor_type", None)
+    new, old = (rest.pop(key, None) for key in _TYPES)
+    name = new or old
+    if name is None:
+        raise ConfigError(
+            f'{where}: no {_TYPES[0]}; add one, such as "{_TYPES[0]}": "ViTImageProcessor"'
+        )
     kind = str(name).removesuffix("Pil").removesuffix("Fast")
     kind = kind.removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
     if kind not in _DEFAULTS:
@@ -159,8 +164,8 @@ def read(directory: Path) -> tuple[dict[str, Any], Path] | None:
     """The settings in a directory, and the file that they are in; None if there are none."""
     combined, file = directory / COMBINED, directory / FILE
     if combined.is_file() and (content := _read(combined).get("image_processor")):
-        return content, combined
-    return (_read(file), file) if file.is_file() else None
+        return _typed(content, directory), combined
+    return (_typed(_read(file), directory), file) if file.is_file() else None
 
 
 def write(directory: Path, content: Mapping[str, Any]) -> None:
@@ -175,6 +180,15 @@ def write(directory: Path, content: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{directory} cannot be written ({e.strerror}); choose another directory"
         ) from e
+
+
+def _typed(content: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Where an old file names no class, that of the model beside it, as in transformers."""
+    config = directory / "config.json"
+    if content.keys() & set(_TYPES) or not config.is_file():
+        return content
+    family = FAMILIES.get(_read(config).get("model_type"))
+    return content if family is None else {_TYPES[0]: f"{family['kind']}ImageProcessor", **content}
 
 
 def _read(file: Path) -> dict[str, Any]:

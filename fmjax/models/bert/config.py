@@ -65,11 +65,10 @@ class BertConfig(HeadedConfig):
     HEAD_TENSORS: ClassVar[re.Pattern[str]] = re.compile(
         r"^((bert|roberta)\.)?pooler\.|^(cls|classifier|lm_head|qa_outputs)\."
     )
-    # Notes of the original TensorFlow code, and a switch of older transformers.
+    # Notes of the original TensorFlow code.
     HARMLESS: ClassVar[frozenset[str]] = frozenset(
         {
             "directionality",
-            "gradient_checkpointing",
             "pooler_fc_size",
             "pooler_num_attention_heads",
             "pooler_num_fc_layers",

@@ -44,16 +44,11 @@ class Dinov2Config(VisionConfig):
         _REGISTERS: architectures("Dinov2WithRegisters", _HEADS),
     }
     HEAD_TENSORS: ClassVar[re.Pattern[str]] = re.compile(r"^classifier\.")
-    # Of a backbone for detection and segmentation, which returns hidden states.
-    HARMLESS: ClassVar[frozenset[str]] = frozenset(
-        {
-            "apply_layernorm",
-            "out_features",
-            "out_indices",
-            "reshape_hidden_states",
-            "stage_names",
-        }
-    )
+    # Stated by the files with registers; transformers reads neither and does as they say.
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "interpolate_antialias": (True,),
+        "interpolate_offset": (0.0,),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

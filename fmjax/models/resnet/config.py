@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from fmjax.models.config import require
 from fmjax.models.heads import Architectures, HeadedConfig, architectures
+from fmjax.models.vision import NOTES
 
 LAYER_TYPES = ("basic", "bottleneck")
 
@@ -46,10 +47,7 @@ class ResNetConfig(HeadedConfig):
     ARCHITECTURES: ClassVar[Mapping[str, Architectures]] = {
         "resnet": architectures("ResNet", (None, "image-classification")),
     }
-    # What a backbone of another model of transformers gives out.
-    HARMLESS: ClassVar[frozenset[str]] = frozenset(
-        {"out_features", "out_indices", "stage_names", "_out_features", "_out_indices"}
-    )
+    HARMLESS: ClassVar[frozenset[str]] = NOTES
 
     def __post_init__(self) -> None:
         super().__post_init__()

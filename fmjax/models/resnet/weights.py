@@ -41,5 +41,8 @@ def _conv(hf: str, path: str) -> list[Row]:
         Row(f"{norm}.bias", f"{at}/bias"),
         Row(f"{norm}.running_mean", f"{at}/running_mean"),
         Row(f"{norm}.running_var", f"{at}/running_var"),
-        Row(f"{norm}.num_batches_tracked", f"{at}/num_batches_tracked", integer=True),
+        # Frameworks without such a count leave it out, and it changes no output.
+        Row(
+            f"{norm}.num_batches_tracked", f"{at}/num_batches_tracked", integer=True, optional=True
+        ),
     ]

@@ -2,12 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from fmjax.models.config import require
 from fmjax.models.heads import Architectures, architectures
-from fmjax.models.vision import VisionConfig, without_defaults
+from fmjax.models.vision import NOTES, VisionConfig, without_defaults
 
 POOLINGS = (None, "cls", "mean", "map")
 
@@ -25,10 +25,10 @@ class ViTConfig(VisionConfig):
       pooler_act: name of its activation.
       pooling: what becomes one vector: `pooler_output` of the bare encoder, and what classifiers
         read. None as in transformers: the first token, of the bare encoder through a dense layer
-        and pooler_act. "cls" is the first token as it is (DINO's files have no pooler), "mean" the
-        patches' mean, "map" attention of a learned query (`fmjax.nn.attention_pool`). transformers
-        pools by the first token whatever config.json says, and finds the weights of "map"
-        unexpected.
+        and pooler_act. "cls" is the first token as it is, as which None is read where files have
+        no dense layer (DINO's), "mean" the patches' mean, "map" attention of a learned query
+        (`fmjax.nn.attention_pool`). transformers pools by the first token whatever config.json
+        says, and finds the weights of "map" unexpected.
       use_mask_token: has a vector that stands in the place of hidden patches (`bool_masked_pos`).
         transformers reads it into `ViTForMaskedImageModeling` alone.
       drop_path_rate: of stochastic depth in the last layer, growing from 0 in the first.
@@ -52,7 +52,7 @@ class ViTConfig(VisionConfig):
     HEAD_TENSORS: ClassVar[re.Pattern[str]] = re.compile(
         r"^(vit\.)?(pooler|attention_pool)\.|^(classifier|decoder)\."
     )
-    HARMLESS: ClassVar[frozenset[str]] = frozenset(
+    HARMLESS: ClassVar[frozenset[str]] = NOTES | frozenset(
         {
             "decoder_hidden_size",
             "decoder_intermediate_size",
@@ -74,6 +74,12 @@ class ViTConfig(VisionConfig):
             0 <= self.drop_path_rate < 1,
             f"config: drop_path_rate={self.drop_path_rate} must be in [0, 1)",
         )
+
+    def fitted(self, tensors: Collection[str]) -> "ViTConfig":
+        """Without a pooler, where the files have none."""
+        lacking = not any(re.match(r"(vit\.)?pooler\.", name) for name in tensors)
+        bare = self.head is None and self.pooling is None
+        return self.replace(pooling="cls") if bare and lacking else self
 
     @property
     def caveat(self) -> str | None:

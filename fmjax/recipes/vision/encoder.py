@@ -22,8 +22,7 @@ from fmjax.data import Tokenizer, check_fits, load_tokenizer
 from fmjax.data.encoding import encode_batch
 from fmjax.data.images import ImageProcessor
 from fmjax.evals import collect
-from fmjax.hub import read_config
-from fmjax.models.registry import get_family
+from fmjax.hub import parse_config, read_config
 from fmjax.parallel import DEFAULT_RULES, shard_batch
 from fmjax.recipes.models import compute_dtype, parse_mesh
 from fmjax.recipes.tasks.inference import counting
@@ -136,7 +135,7 @@ def open_encoder(
     row = jax.ShapeDtypeStruct((batch_size,), "int32")
     shard_batch({"--batch-size": row}, devices, DEFAULT_RULES)
     raw = read_config(directory)
-    config = get_family(raw["model_type"]).config.from_hf(raw)
+    config = parse_config(raw, directory / "config.json")
     nested = hasattr(config, "vision_config")
     if not nested and not hasattr(config, "num_channels"):
         raise ConfigError(f"--model {directory}: {config.model_type} does not see images")

@@ -95,6 +95,19 @@ def test_defaults_are_those_of_the_class(kind: str) -> None:
     )
 
 
+@pytest.mark.parametrize("family", ["vit", "dinov2", "resnet", "clip", "siglip"])
+def test_old_files_without_a_class_have_that_of_the_model(tmp_path: Path, family: str) -> None:
+    from transformers import AutoImageProcessor
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    content = {"do_resize": True, "do_normalize": True, "size": 30, "image_mean": [0.3, 0.4, 0.5]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    reference = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    expected = reference(noise(40, 61), return_tensors="np").pixel_values[0]
+    found = ImageProcessor.from_pretrained(tmp_path)(noise(40, 61))["pixel_values"][0]
+    np.testing.assert_array_equal(found, expected.transpose(1, 2, 0))
+
+
 @pytest.mark.parametrize(
     "family", ["vit", "vit_mae", "dinov2", "dinov2_with_registers", "resnet", "clip", "siglip"]
 )
@@ -165,7 +178,7 @@ def test_combined_files_of_transformers(tmp_path: Path) -> None:
             {"image_processor_type": "DonutImageProcessor"},
             '"DonutImageProcessor" is not understood',
         ),
-        ({"size": 3}, '"None" is not understood'),
+        ({"size": 3}, "no image_processor_type; add one"),
         (CONFIGS["vit"] | {"do_pad": True}, "do_pad is not supported"),
         (CONFIGS["vit"] | {"size": {"longest_edge": 3}}, "a size with longest_edge"),
         (CONFIGS["vit"] | {"size": "large"}, "large"),
