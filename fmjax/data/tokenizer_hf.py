@@ -75,6 +75,8 @@ class HFTokenizer(TokenizerBase):
                 raise TokenizerError(
                     f"{path} is not a tokenizers file ({e}); copy the file again"
                 ) from e
+            if tokenizer_files.family(directory) == "siglip2":
+                _lower_case(backend)
         else:
             backend = byte_level_bpe(directory)
             if getattr(backend.model, "end_of_word_suffix", None):
@@ -208,3 +210,13 @@ def _encoding(encoded) -> Encoding:
 
 _CLEAN_UP = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
              (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")]  # fmt: skip
+
+
+def _lower_case(backend) -> None:
+    """What transformers' Siglip2Tokenizer does to the Gemma tokenizer in its file."""
+    from tokenizers import normalizers
+
+    own = backend.normalizer
+    if "Lowercase" not in str(own):
+        parts = [normalizers.Lowercase(), *([] if own is None else [own])]
+        backend.normalizer = normalizers.Sequence(parts)

@@ -5,6 +5,8 @@ import json
 
 import pytest
 import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, normalizers, trainers
 
 import fmjax
 from fmjax.data import (
@@ -200,3 +202,29 @@ def test_vocabulary_without_the_end_of_text(clip_dir, tmp_path):
 def test_what_cannot_be_trained_on(texts, size, message):
     with pytest.raises(fmjax.FmjaxError, match=message):
         train_clip_tokenizer(texts, None, size)
+
+
+def test_siglip2_reads_texts_in_lower_case(captions, tmp_path):
+    """Its file holds Gemma's tokenizer, to which transformers' class adds that."""
+    backend = tokenizers.Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback()])
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    alphabet = [f"<0x{i:02X}>" for i in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=[*special, *alphabet], show_progress=False
+    )
+    backend.train_from_iterator([*captions, "New York City"], trainer)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "Siglip2Tokenizer"} | {
+        f"{token[1:-1]}_token": token for token in special
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = load_tokenizer(tmp_path), auto(tmp_path)
+    for text in ("A Photo of New York City", *(c[:200] for c in captions)):
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+    assert ours.encode("New York") == ours.encode("new york")
+    ours.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.encode("New York") == ours.encode("New York")
+    assert again._files() == ours._files()
