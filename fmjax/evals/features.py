@@ -97,6 +97,11 @@ def labelled(features: Any, labels: Any, what: str) -> tuple[np.ndarray, np.ndar
         )
     if labels.min() < 0:
         raise DataError(f"{what} labels: {labels.min()} is no class; they are numbered from 0")
+    if labels.max() > np.iinfo(np.int32).max:
+        raise DataError(
+            f"{what} labels: {labels.max()} is an identifier, not the number of a class; number "
+            "them from 0, as np.unique(labels, return_inverse=True) does"
+        )
     return features, labels.astype(np.int32)
 
 

@@ -148,9 +148,13 @@ def knn(
     Raises:
       DataError, ConfigError: features and labels that do not fit, or a number out of range.
     """
-    bank, classes_of, queries, truth, classes = pair(
+    bank, classes_of, queries, truth, _ = pair(
         train_features, train_labels, test_features, test_labels
     )
+    # Numbered without gaps, as there are votes for each class.
+    numbers = np.unique(np.concatenate([classes_of, truth]), return_inverse=True)[1]
+    classes_of, truth = np.split(numbers, [len(classes_of)])
+    classes = int(numbers.max()) + 1
     if not ks:
         raise ConfigError("kNN: give at least one k")
     found = nearest(queries, bank, max(ks), **chunks)

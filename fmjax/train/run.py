@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from fmjax.core.errors import DataError
+from fmjax.core.errors import CheckpointError, DataError
 from fmjax.train.clock import Clock
 from fmjax.train.early_stopping import Watch
 from fmjax.train.loggers import Logger
@@ -134,13 +134,21 @@ class Run:
     def evaluate(self) -> None:
         """Measures the state, reported as "eval_…"; once a step, and only if there is a way to.
 
-        Running out of patience ends the run.
+        Running out of patience ends the run. Where measuring fails, the state is saved first.
         """
         self.flush()
         if self.measure is None or self._evaluation is not None:
             return
-        with self.meter.pause(), self.clock.doing("evaluation"):
-            found = {name: float(value) for name, value in self.measure(self.state).items()}
+        try:
+            with self.meter.pause(), self.clock.doing("evaluation"):
+                found = {name: float(value) for name, value in self.measure(self.state).items()}
+        except Exception:
+            if jax.process_count() == 1:  # Others may not have failed, and not come to save.
+                with contextlib.suppress(CheckpointError):
+                    self.save()
+            raise
+        if not found and self.watch is None:
+            return
         self._evaluation = {f"eval_{name}": value for name, value in found.items()}
         self._saved = None  # A checkpoint of this step that there may be lacks the evaluation.
         self.metrics |= self._evaluation

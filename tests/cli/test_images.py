@@ -185,8 +185,13 @@ def test_the_truth_is_where_a_picture_lies_and_not_where_it_comes_from(tmp_path)
     links = [tmp_path / "cat" / "1.png", tmp_path / "dog" / "2.png"]
     for link in links:
         link.symlink_to(tmp_path / "store" / "a.png")
-    figure = _accuracy(["cat", "dog"], links, np.array([[0.9, 0.1], [0.8, 0.2]]))
+    shares = np.array([[0.9, 0.1], [0.8, 0.2]])
+    figure = _accuracy(["cat", "dog"], links, shares, [tmp_path])
     assert figure.value == 0.5
+    # As in training: the first folder below the one that was given, however deep a picture lies.
+    deep = [tmp_path / "cat" / "dog" / "1.png", tmp_path / "dog" / "2020" / "2.png"]
+    assert _accuracy(["cat", "dog"], deep, shares, [tmp_path]).value == 0.5
+    assert _accuracy(["cat", "dog"], deep, shares, deep).value == 0.0  # the closest label
 
 
 def test_classify_by_labels(clip, pictures, names, reference, tmp_path, capsys):
@@ -272,6 +277,15 @@ def test_retrieve(clip, pictures, names, reference, tmp_path, capsys):
     run(*arguments[:5], "--batch-size", 8, "--text", "blue")
     (hidden,) = pictures.glob(".fmjax-index-*.npz")
     hidden.unlink()
+
+
+def test_names_beside_vectors_are_a_line_each(vit, names, tmp_path, fails):
+    folder = tmp_path / "two\nlines"
+    folder.mkdir()
+    shutil.copy(names[0], folder / "a.png")
+    arguments = ["embed", "--model", vit, "--images", folder, "--output"]
+    fails([*arguments, tmp_path / "v.npy"], "line break in its name", "write .parquet")
+    run(*arguments, tmp_path / "v.parquet")
 
 
 def test_errors(clip, vit, pictures, names, model_dir, tmp_path, fails):

@@ -109,6 +109,10 @@ def test_errors(clouds):
         knn(train, labels * 1.0, test, truth)
     with pytest.raises(DataError, match="-1 is no class"):
         knn(train, labels - 1, test, truth)
+    with pytest.raises(DataError, match=f"{2**31 + labels.max()} is an identifier"):
+        knn(train, labels.astype(np.int64) + 2**31, test, truth)
+    far = 10**8  # Votes for every number up to the last would take terabytes.
+    assert knn(train, labels * far, test, truth * far) == knn(train, labels, test, truth)
     with pytest.raises(DataError, match="example 3 is not finite"):
         knn(np.where(np.arange(230)[:, None] == 3, np.nan, train), labels, test, truth)
     with pytest.raises(DataError, match=r"query features are \[0, 6\]"):

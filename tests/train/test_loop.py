@@ -188,6 +188,37 @@ def test_best_checkpoint_by_an_evaluation(tmp_path):
     saver.close()
 
 
+def test_an_evaluation_that_fails_loses_no_training(tmp_path):
+    """The state is saved first, and the next run has the evaluation before it."""
+    seen = []
+
+    def broken(state):
+        raise DataError("no picture can be read")
+
+    def mended(state):
+        seen.append(int(state.step))
+        return {"loss": 1.0}
+
+    for evaluate in (broken, broken):
+        step, state = start()
+        with pytest.raises(DataError, match="no picture"):
+            fit(step, state, toy_lm.Batches(), steps=6, out_dir=tmp_path, evaluate=evaluate,
+                eval_every=4, log_every=1)  # fmt: skip
+        assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    step, state = start()
+    fit(step, state, toy_lm.Batches(), steps=6, out_dir=tmp_path, evaluate=mended, eval_every=4,
+        log_every=1)  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert seen == [4, 6] and [x["step"] for x in lines if "loss" in x] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_evaluation_without_figures_is_no_line():
+    recorder, (step, state) = Recorder(), start()
+    fit(step, state, toy_lm.Batches(), steps=2, loggers=[recorder], evaluate=lambda state: {},
+        eval_every=1, log_every=1)  # fmt: skip
+    assert [number for number, _ in recorder.lines] == [1, 2]
+
+
 def test_signals_are_handed_back():
     before = signal.getsignal(signal.SIGTERM)
 

@@ -24,6 +24,7 @@ class ImageFolder(ImageSource):
       directory: hidden files, and files without a picture's suffix, are passed over.
       split: "train", "validation" or "all". Directories without splits have only "all".
       class_names: the classes in this order, rather than those that are there in their own.
+      mixed: pictures may lie beside the sub-directories, which then are no classes.
 
     Raises:
       DataError: no such directory, one that cannot be listed, no pictures in it, pictures beside
@@ -37,6 +38,7 @@ class ImageFolder(ImageSource):
         split: str = "all",
         *,
         class_names: Sequence[str] | None = None,
+        mixed: bool = False,
     ):
         root = Path(directory)
         if not root.is_dir():
@@ -46,6 +48,8 @@ class ImageFolder(ImageSource):
             raise DataError(f'{root} has no directories of splits; read it with split="all"')
         # Paths are strings from here on: there can be millions of them.
         found = {top: _pictures(root, top) for top in names.values() or [""]}
+        if mixed and any(flat and deep for flat, deep in found.values()):
+            found = {top: (sorted(flat + deep), []) for top, (flat, deep) in found.items()}
         depth = 1 if names else 0  # at which the class stands in a path
         classes = sorted({path.split("/")[depth] for _, deep in found.values() for path in deep})
         if class_names is not None and (new := [c for c in classes if c not in class_names]):
@@ -68,8 +72,11 @@ class ImageFolder(ImageSource):
                 self._paths += flat + deep
                 self._labels += [numbers[path.split("/")[depth]] for path in deep]
         if not self._paths:
+            shards = any(root.glob("*.[tT][aA][rR]"))
+            pattern = f'; give its archives, "{root}/*.tar"'
             raise DataError(
-                f"{root}: no pictures there; give a directory of files such as .png and .jpg"
+                f"{root}: no pictures there"
+                + (pattern if shards else "; give a directory of files such as .png and .jpg")
             )
 
     def __len__(self) -> int:

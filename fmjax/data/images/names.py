@@ -22,6 +22,7 @@ def open_images(
     *,
     held_out: float = HELD_OUT,
     class_names: Sequence[str] | None = None,
+    mixed: bool = False,
 ) -> ImageSource:
     """The source that a name stands for.
 
@@ -37,6 +38,7 @@ def open_images(
       held_out: the part of such a set that is the validation split.
       class_names: the classes, in order, for instance those of the training set. Files are
         numbered by them; other sets must have the very same.
+      mixed: of a directory, see `ImageFolder`.
 
     Returns:
       A source; its `class_names` are empty where there are no labels.
@@ -48,7 +50,7 @@ def open_images(
     split = ending or split
     if split not in SPLITS:
         raise DataError(f'no split "{split}" of {spec}; there are {", ".join(SPLITS)}')
-    source, divided = _open(spec, split, class_names)
+    source, divided = _open(spec, split, class_names, mixed)
     own = source.class_names
     if class_names is not None and own and tuple(class_names) != own:
         raise DataError(
@@ -69,14 +71,16 @@ def split_of(spec: str | Path) -> tuple[str, str]:
 
 def has_splits(spec: str | Path) -> bool:
     """Whether a set has a training split of its own; errors as `open_images`."""
-    return _open(str(spec), "train", None)[1]
+    return _open(str(spec), "train", None, True)[1]
 
 
 def _few(names: Sequence[str]) -> str:
     return f"{len(names)} × {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
-def _open(spec: str, split: str, class_names: Sequence[str] | None) -> tuple[ImageSource, bool]:
+def _open(
+    spec: str, split: str, class_names: Sequence[str] | None, mixed: bool
+) -> tuple[ImageSource, bool]:
     """The source, and whether `split` has been seen to."""
     if spec == "digits":
         return real.digits(split), True
@@ -96,7 +100,8 @@ def _open(spec: str, split: str, class_names: Sequence[str] | None) -> tuple[Ima
         return kind(spec, class_names=class_names), False
     if path.is_dir():
         divided = bool(folder_splits(path))
-        return ImageFolder(path, split if divided else "all", class_names=class_names), divided
+        part = split if divided else "all"
+        return ImageFolder(path, part, class_names=class_names, mixed=mixed), divided
     raise DataError(
         f"{spec}: no pictures have this name; give a directory of pictures, .tar, .tsv or .jsonl "
         f"files, tfds:NAME, or one of "
@@ -105,7 +110,7 @@ def _open(spec: str, split: str, class_names: Sequence[str] | None) -> tuple[Ima
 
 
 def _table_or_tar(spec: str) -> type[TableImages] | type[TarImages] | None:
-    suffix = Path(spec.removesuffix(".gz")).suffix
+    suffix = Path(spec.lower().removesuffix(".gz")).suffix
     if suffix == ".tar":
         return TarImages
     return TableImages if suffix in SUFFIXES else None

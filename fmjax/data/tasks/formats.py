@@ -21,7 +21,7 @@ class FileRows(NamedTuple):
 
 def read_rows(name: str) -> FileRows:
     """The rows of a file; formats and errors as in `read_table`."""
-    kind = Path(name.removesuffix(".gz")).suffix
+    kind = Path(name.lower().removesuffix(".gz")).suffix
     if not Path(name).is_file():
         raise DataError(
             f"{name}: no such file; give a {', '.join(KINDS)} file (or .gz), movie_reviews, or "

@@ -43,7 +43,7 @@ def classify(settings: Classify) -> None:
     )
     names, numbers, unreadable, shares = _shares(encoder, settings, files)
     files = [files[i] for i in numbers]
-    figure = _accuracy(names, files, shares) if settings.measure else None
+    figure = _accuracy(names, files, shares, settings.images) if settings.measure else None
     lines = "".join(f"{plain(json.dumps(row, ensure_ascii=False))}\n" for row in
                     _rows(names, files, shares, settings.top))  # fmt: skip
     if settings.output is None:
@@ -109,9 +109,10 @@ def _rows(
     return rows
 
 
-def _accuracy(names: Sequence[str], files: Sequence[Path], shares: np.ndarray) -> Any:
-    # Where it lies, not where a link points.
-    truth = [Path(os.path.abspath(file)).parent.name for file in files]
+def _accuracy(
+    names: Sequence[str], files: Sequence[Path], shares: np.ndarray, places: Sequence[Path]
+) -> Any:
+    truth = [_folder(file, places, names) for file in files]
     with contextlib.suppress(StopIteration):
         wrong = next(i for i, name in enumerate(truth) if name not in names)
         raise DataError(
@@ -120,6 +121,18 @@ def _accuracy(names: Sequence[str], files: Sequence[Path], shares: np.ndarray) -
         )
     chosen = [names[i] for i in shares.argmax(-1)]
     return mean_figure([a == b for a, b in zip(truth, chosen, strict=True)])
+
+
+def _folder(file: Path, places: Sequence[Path], names: Sequence[str]) -> str:
+    """The folder that says what an image is: the first below one of the places, as in training,
+    else the closest that is a label, else its own."""
+    # Where it lies, not where a link points.
+    folders = Path(os.path.abspath(file)).parts[:-1]
+    for place in places:
+        top = Path(os.path.abspath(place)).parts
+        if folders[: len(top)] == top and folders[len(top) :][:1] and folders[len(top)] in names:
+            return folders[len(top)]
+    return next((name for name in reversed(folders) if name in names), folders[-1])
 
 
 def _page(names: Sequence[str], files: Sequence[Path], shares: np.ndarray, figure: Any) -> str:

@@ -1,7 +1,11 @@
 """Images to vectors."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
+from fmjax.core.errors import DataError
 from fmjax.evals.zero_shot import unit
 from fmjax.recipes import vector_files
 from fmjax.recipes.vision.embed import EmbedImages
@@ -19,6 +23,8 @@ def write_image_vectors(settings: EmbedImages) -> None:
     vector_files.check_suffix(settings.output)
     vector_files.check_place("--output", settings.output)
     files = find_images(settings.images)
+    if settings.output.suffix == ".npy":
+        _check_lines(files)
     encoder = open_encoder(
         settings.model,
         mesh=settings.mesh,
@@ -39,3 +45,13 @@ def write_image_vectors(settings: EmbedImages) -> None:
         vector_files.replace(beside, lambda file: file.write(lines))
     report_unreadable(read.unreadable)
     print(plain(f"{settings.output}: {vectors.shape[0]:,} × {vectors.shape[1]:,}"))
+
+
+def _check_lines(files: Sequence[Path]) -> None:
+    """Raises a DataError for a name that is not one line, as the names beside .npy are."""
+    broken = [file for file in files if len(str(file).splitlines()) > 1]
+    if broken:
+        raise DataError(
+            f"{str(broken[0])!r} has a line break in its name, but the names beside a .npy are a "
+            "line each; rename it, or write .parquet"
+        )

@@ -55,8 +55,20 @@ class Pictures:
 
     @property
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of what a step reads."""
-        batch = next(iter(self.held_out))
+        """Shapes of what a step reads.
+
+        Raises:
+          DataError: no held-out picture can be used.
+        """
+        for batch in self.held_out:
+            # Another process may have the ones that can be.
+            if batch["example_weight"].any() or jax.process_count() > 1:
+                break
+        else:
+            raise DataError(
+                f"no held-out picture can be used, {self.held_out.report()}; give others by "
+                "--eval-images"
+            )
         rows = jax.process_count()
         return {
             name: jax.ShapeDtypeStruct((len(x) * rows, *x.shape[1:]), x.dtype)
@@ -81,7 +93,7 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
     data = settings.data
     if not data.eval_images and not 0 < data.eval_fraction < 1:
         raise ConfigError(f"--eval-fraction {data.eval_fraction} must lie between 0 and 1")
-    train, held_out = open_both(data)
+    train, held_out = open_both(data, mixed=settings.objective != "supervised")
     for name, source in ((data.images, train), (data.eval_images or data.images, held_out)):
         _check(settings.objective, name, source)
     if train.class_names != held_out.class_names and settings.objective not in CAPTIONED:
@@ -116,36 +128,38 @@ def open_pictures(settings: PretrainImages, start: ImageStart) -> Pictures:
     )
 
 
-def open_both(data: Images) -> tuple[ImageSource, ImageSource]:
+def open_both(data: Images, mixed: bool = False) -> tuple[ImageSource, ImageSource]:
     """(training pictures, held-out pictures), of which none is in both.
+
+    Args:
+      data: which.
+      mixed: see `ImageFolder`.
 
     Raises:
       DataError: pictures that cannot be found or read, or are in both.
       ConfigError: nothing is held out.
     """
     name, part = split_of(data.images)
+    form = {"held_out": data.eval_fraction, "mixed": mixed}
     if not data.eval_images:
         if part:
             raise ConfigError(
                 f"--images {data.images} is one part of a set, with nothing held out; give the set "
                 f"without :{part}, or --eval-images"
             )
-        train, held_out = (
-            open_images(name, split, held_out=data.eval_fraction)
-            for split in ("train", "validation")
-        )
+        train, held_out = (open_images(name, split, **form) for split in ("train", "validation"))
         return train, held_out
     other, other_part = split_of(data.eval_images)
     # What the set itself holds out stays out, whatever is measured on; and of one set for both,
     # the part that is measured on.
     same = os.path.abspath(name) == os.path.abspath(other)
     own = part or ("train" if same or has_splits(name) else "all")
-    train = open_images(name, own, held_out=data.eval_fraction)
+    train = open_images(name, own, **form)
     held_out = open_images(
         other,
         other_part or ("validation" if same else "all"),
-        held_out=data.eval_fraction,
         class_names=train.class_names or None,
+        **form,
     )
     _check_apart(data, train, held_out)
     return train, held_out
@@ -177,6 +191,12 @@ def _check(objective: str, name: str, source: ImageSource) -> None:
         raise DataError(
             f"--objective supervised needs labels, and {name} has none; lay a folder's pictures "
             "into a folder for each class, or choose an objective without, such as dino"
+        )
+    if objective == "supervised" and len(source.class_names) < 2:
+        only = source.class_names[0]
+        raise DataError(
+            f"--objective supervised needs two classes or more, and all of {name} is {only!r}; "
+            f"give a folder that has one for each class, as {os.path.join(name, only)} may be"
         )
     if objective in CAPTIONED and not any(map(_captioned, _some(source))):
         raise DataError(

@@ -61,7 +61,7 @@ class Measure:
     @property
     def votes(self) -> bool:
         """Whether neighbours are asked for the class of a picture."""
-        return self.learner.features is not None and bool(self.pictures.classes)
+        return self.learner.features is not None and len(self.pictures.classes) > 1
 
     @property
     def retrieves(self) -> bool:

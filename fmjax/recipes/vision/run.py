@@ -190,7 +190,7 @@ class Run:
             checkpointer.close()
             self.pictures.train.close()
         if report := self.pictures.train.report():
-            print(report)
+            print(f"training pictures: {report}")
         if outcome.stopped:
             print(f"stopped after step {outcome.step}; the same command goes on from there")
             return False
@@ -199,6 +199,8 @@ class Run:
             last = self._objective(step, outcome.state)
         self._export(outcome.state)
         lines = list(measure.summary(outcome.state, before, last))
+        if report := self.pictures.held_out.report():
+            lines.append(f"held-out pictures: {report}")
         if jax.process_index():
             return True
         print("\n".join(lines))

@@ -252,8 +252,15 @@ def test_bad_folders(tmp_path: Path) -> None:
     mixed = folder(tmp_path / "mixed", "cat/0.png", "1.png")
     with pytest.raises(DataError, match="1.png lies beside the directories of classes .cat."):
         ImageFolder(mixed)
+    source = ImageFolder(mixed, mixed=True)
+    assert source.class_names == () and "label" not in source[0]
+    assert [source.group(i) for i in range(len(source))] == ["1.png", "cat/0.png"]
     with pytest.raises(DataError, match="no directories of splits"):
         ImageFolder(folder(tmp_path / "plain", "cat/0.png"), "train")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "0.tar").touch()
+    with pytest.raises(DataError, match='shards: no pictures there; .*"/.*/shards/.*tar"'):
+        ImageFolder(tmp_path / "shards")
 
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path, monkeypatch) -> None:

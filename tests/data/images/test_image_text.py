@@ -206,6 +206,9 @@ def test_json_lines_and_csv(pictures: Path) -> None:
     assert TableImages(other, image_field="where", caption_field="what")[0]["caption"] == (
         "red, small"
     )
+    table.rename(pictures / "DATA.JSONL")
+    table = pictures / "DATA.JSONL"
+    assert open_images(table)[0]["captions"] == ("a", "b")
     both = TableImages([table, table])
     assert len(both) == 2
 
