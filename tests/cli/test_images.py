@@ -17,6 +17,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 import fmjax
 from fmjax.cli.main import main
+from fmjax.core.errors import DataError
 from fmjax.data.images import ImageProcessor
 from fmjax.evals.zero_shot import TEMPLATES
 from fmjax.models.vit.config import ViTConfig
@@ -191,7 +192,8 @@ def test_the_truth_is_where_a_picture_lies_and_not_where_it_comes_from(tmp_path)
     # As in training: the first folder below the one that was given, however deep a picture lies.
     deep = [tmp_path / "cat" / "dog" / "1.png", tmp_path / "dog" / "2020" / "2.png"]
     assert _accuracy(["cat", "dog"], deep, shares, [tmp_path]).value == 0.5
-    assert _accuracy(["cat", "dog"], deep, shares, deep).value == 0.0  # the closest label
+    with pytest.raises(DataError, match="2.png lies in a folder '2020', which is none of"):
+        _accuracy(["cat", "dog"], deep, shares, deep)
 
 
 def test_classify_by_labels(clip, pictures, names, reference, tmp_path, capsys):

@@ -124,15 +124,15 @@ def _accuracy(
 
 
 def _folder(file: Path, places: Sequence[Path], names: Sequence[str]) -> str:
-    """The folder that says what an image is: the first below one of the places, as in training,
-    else the closest that is a label, else its own."""
+    """The folder that says what an image is: of those below the place where it was found the first
+    that is a label, as in training; else its own."""
     # Where it lies, not where a link points.
     folders = Path(os.path.abspath(file)).parts[:-1]
     for place in places:
         top = Path(os.path.abspath(place)).parts
-        if folders[: len(top)] == top and folders[len(top) :][:1] and folders[len(top)] in names:
-            return folders[len(top)]
-    return next((name for name in reversed(folders) if name in names), folders[-1])
+        if folders[: len(top)] == top:
+            return next((name for name in folders[len(top) :] if name in names), folders[-1])
+    return folders[-1]
 
 
 def _page(names: Sequence[str], files: Sequence[Path], shares: np.ndarray, figure: Any) -> str:
