@@ -34,13 +34,19 @@ if TYPE_CHECKING:
 
 # Files beside the weights that a conversion or a fine-tuning run hands on as they are.
 CARRIED = (
+    "*_Dense/*",
+    "*_Normalize/*",
+    "*_Pooling/*",
     "added_tokens.json",
     "chat_template.*",
+    "config_sentence_transformers.json",
     "generation_config.json",
     "merges.txt",
     "*.model",
+    "modules.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "sentence_*_config.json",
     "special_tokens_map.json",
     "tokenizer*",
     "vocab.*",
@@ -281,7 +287,8 @@ def parse_config(raw: Mapping[str, Any], file: str | Path) -> ModelConfig:
 
 
 def carry(source: str | Path, target: Path) -> None:
-    """Copies tokenizer files, chat templates, image processors and generation_config.json.
+    """Copies tokenizer files, chat templates, image processors, generation_config.json and what
+    sentence-transformers does after the model.
 
     Raises:
       CheckpointError: `source` is not a directory.
@@ -292,7 +299,9 @@ def carry(source: str | Path, target: Path) -> None:
     for pattern in CARRIED:
         for file in source.glob(pattern):
             if file.is_file():
-                shutil.copyfile(file, target / file.name)
+                copy = target / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
 
 
 def _open(

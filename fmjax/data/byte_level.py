@@ -1,4 +1,4 @@
-"""Byte-level BPE as GPT-2 and CLIP have it: from a vocabulary and merges to a working tokenizer."""
+"""Byte-level BPE as GPT-2, RoBERTa and CLIP have it: a tokenizer of a vocabulary and merges."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,16 +26,19 @@ def byte_level_bpe(directory: Path):
             raise TokenizerError(f"{directory} has no {name}; copy the tokenizer's files there")
     family = tokenizer_files.family(directory)
     clip = family in ("clip", "clip_text_model", "clip_vision_model")
-    if family not in ("", "gpt2") and not clip:  # others split text in other ways
+    if family not in ("", "gpt2", "roberta") and not clip:  # others split text in other ways
         raise TokenizerError(
-            f"{directory}: vocab.json and merges.txt alone define a GPT-2 or CLIP tokenizer, but "
-            f'this one is "{family}"; export its tokenizer.json (AutoTokenizer.save_pretrained) '
-            "and add it"
+            f"{directory}: vocab.json and merges.txt alone define a tokenizer of GPT-2, RoBERTa or "
+            f'CLIP, but this one is "{family}"; export its tokenizer.json '
+            "(AutoTokenizer.save_pretrained) and add it"
         )
     vocab = tokenizer_files.read_json(directory / "vocab.json")
     merges = _merges(directory / "merges.txt")
     try:
-        return clip_bpe(vocab, merges) if clip else _gpt2_bpe(vocab, merges)
+        if clip:
+            return clip_bpe(vocab, merges)
+        backend = _gpt2_bpe(vocab, merges)
+        return _roberta(backend, vocab) if family == "roberta" else backend
     except TokenizerError:
         raise
     except Exception as e:  # the library raises bare Exception
@@ -65,6 +68,20 @@ def _gpt2_bpe(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    return backend
+
+
+def _roberta(backend, vocab: Mapping[str, int]):
+    """The same with both ends of a text, and gaps that take the space before them."""
+    from tokenizers import AddedToken, processors
+
+    for token in ("<s>", "</s>", "<mask>"):
+        if token not in vocab:
+            raise TokenizerError(f"vocab.json lacks {token!r}, which RoBERTa has; copy it again")
+    backend.post_processor = processors.RobertaProcessing(
+        ("</s>", vocab["</s>"]), ("<s>", vocab["<s>"]), trim_offsets=True, add_prefix_space=False
+    )
+    backend.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False)])
     return backend
 
 

@@ -65,9 +65,9 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer stored in `directory` (a model directory, or one of its tokenizer files).
 
     Picks `tokenizer.json`, else `tokenizer.model` (SentencePiece), else `vocab.json` +
-    `merges.txt` (byte-level BPE of GPT-2 or CLIP); a `spiece.model` first where the files are
-    SigLIP's, as in transformers. `tokenizer_config.json`, `special_tokens_map.json` and
-    `chat_template.jinja` are read where present.
+    `merges.txt` (byte-level BPE of GPT-2, RoBERTa or CLIP), else `vocab.txt` (BERT's WordPiece); a
+    `spiece.model` first where the files are SigLIP's, as in transformers. `tokenizer_config.json`,
+    `special_tokens_map.json` and `chat_template.jinja` are read where present.
 
     Raises:
       TokenizerError: nothing there, a corrupt file, or a pickle.
@@ -102,7 +102,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         from fmjax.data.tokenizer_spm import SentencePieceTokenizer
 
         return SentencePieceTokenizer.load(path)
-    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+    merges = (path / "vocab.json").is_file() and (path / "merges.txt").is_file()
+    if merges or (path / "vocab.txt").is_file():
         from fmjax.data.tokenizer_hf import HFTokenizer
 
         return HFTokenizer.load(path)
@@ -111,5 +112,5 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         tokenizer_files.refuse_pickle(pickle)
     raise TokenizerError(
         f"{path} has no tokenizer: neither tokenizer.json, nor tokenizer.model, nor vocab.json "
-        "with merges.txt; copy the tokenizer's files there"
+        "with merges.txt, nor vocab.txt; copy the tokenizer's files there"
     )

@@ -18,11 +18,19 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 _ENDOFTEXT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>",
               "unk_token": "<|endoftext|>"}  # fmt: skip
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-_BERT = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",
-         "mask_token": "[MASK]"}  # fmt: skip
+BERT = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",
+        "mask_token": "[MASK]"}  # fmt: skip
+_ROBERTA = {**_LLAMA, "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>",
+            "mask_token": "<mask>"}  # fmt: skip
+_QWEN = {"eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+_GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>",
+          "mask_token": "<mask>"}  # fmt: skip
 _CLIP = {**_ENDOFTEXT, "bos_token": "<|startoftext|>", "pad_token": "<|endoftext|>"}
 SIGLIP = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
-_DEFAULTS = {"gpt2": _ENDOFTEXT, "llama": _LLAMA, "bert": _BERT, "clip": _CLIP, "siglip": SIGLIP}
+_DEFAULTS = {
+    "gpt2": _ENDOFTEXT, "llama": _LLAMA, "bert": BERT, "roberta": _ROBERTA, "clip": _CLIP,
+    "siglip": SIGLIP, "qwen2": _QWEN, "qwen3": _QWEN, "gemma": _GEMMA, "gemma2": _GEMMA,
+}  # fmt: skip
 
 
 def refuse_pickle(path: Path) -> None:
@@ -75,10 +83,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     config = _read_dict(directory / "tokenizer_config.json")
     special = _read_dict(directory / "special_tokens_map.json")
-    merged = {**_DEFAULTS.get(family(directory), {}), **special}
+    own = family(directory)
+    merged = {**_DEFAULTS.get(own, {}), **special}
     for name in SPECIAL:
         token = config.get(name) if config.get(name) is not None else merged.get(name)
-        config[name] = token.get("content") if isinstance(token, dict) else token
+        token = token.get("content") if isinstance(token, dict) else token
+        # Old conversions of LLaMA have empty ones, for what their class has of its own.
+        config[name] = token or _DEFAULTS.get(own, {}).get(name)
     if not config.get("additional_special_tokens") and special.get("additional_special_tokens"):
         config["additional_special_tokens"] = special["additional_special_tokens"]
     templates = _read_templates(directory, config.pop("chat_template", None))

@@ -8,6 +8,7 @@ from typing import Any
 
 from fmjax.core.errors import TokenizerError
 from fmjax.data import tokenizer_files
+from fmjax.data.bert_vocab import bert_wordpiece
 from fmjax.data.byte_level import byte_level_bpe
 from fmjax.data.encoding import Encoding, WordEncoding
 from fmjax.data.tokenizer_base import TokenizerBase, check_text, check_words
@@ -57,7 +58,7 @@ class HFTokenizer(TokenizerBase):
 
     @classmethod
     def load(cls, directory: str | Path) -> "HFTokenizer":
-        """From `tokenizer.json`, or else from `vocab.json` and `merges.txt`.
+        """From `tokenizer.json`, or else from `vocab.json` and `merges.txt`, or from `vocab.txt`.
 
         Raises:
           TokenizerError: a file is missing, corrupt or a pickle.
@@ -77,6 +78,8 @@ class HFTokenizer(TokenizerBase):
                 ) from e
             if tokenizer_files.family(directory) == "siglip2":
                 _lower_case(backend)
+        elif not (directory / "vocab.json").is_file() and (directory / "vocab.txt").is_file():
+            backend = bert_wordpiece(directory, config)
         else:
             backend = byte_level_bpe(directory)
             if getattr(backend.model, "end_of_word_suffix", None):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fmjax.core.errors import TokenizerError
+from fmjax.data.bert_vocab import PREFIX, wordpiece
 from fmjax.data.sources import read_text
 from fmjax.data.tokenizer_hf import HFTokenizer
 
@@ -15,7 +16,6 @@ SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-_PREFIX = "##"
 
 
 def train_wordpiece(
@@ -47,7 +47,7 @@ def train_wordpiece(
       DataError: a file cannot be read.
     """
     import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
 
     if isinstance(texts, (str, Path)):
         raise TokenizerError("give a list of texts or of pathlib.Path files, not a single one")
@@ -65,7 +65,7 @@ def train_wordpiece(
             f"vocab_size={vocab_size} is too small: the characters and special tokens take "
             f"{len(fixed)}; choose {len(fixed) + 1} or more (8000 is usual for a small corpus)"
         )
-    alphabet = [c for c in characters if not c.startswith(_PREFIX)]
+    alphabet = [c for c in characters if not c.startswith(PREFIX)]
     backend.train_from_iterator(
         texts,
         trainers.WordPieceTrainer(
@@ -75,7 +75,7 @@ def train_wordpiece(
             special_tokens=fixed,
             initial_alphabet=alphabet,
             limit_alphabet=len(alphabet),
-            continuing_subword_prefix=_PREFIX,
+            continuing_subword_prefix=PREFIX,
             show_progress=False,
         ),
     )
@@ -86,15 +86,7 @@ def train_wordpiece(
             "less, or give more text"
         )
     # Anew, as training also declared the characters special.
-    fresh = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token=SPECIAL["unk_token"]))
-    fresh.normalizer, fresh.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    fresh.decoder = decoders.WordPiece(prefix=_PREFIX)
-    cls, sep = SPECIAL["cls_token"], SPECIAL["sep_token"]
-    fresh.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
-    )
+    fresh = wordpiece(vocab, SPECIAL, lowercase=lowercase)
     config = {
         # The class that takes tokenizer.json as it is.
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -122,4 +114,4 @@ def _characters(backend, texts: Sequence[str], alphabet_size: int) -> list[str]:
             counts[character] += n
     alphabet = sorted(counts, key=lambda c: (-counts[c], c))[:alphabet_size]
     within = {c for word in words for c in word[1:]}.intersection(alphabet)
-    return sorted(alphabet) + [_PREFIX + c for c in sorted(within)]
+    return sorted(alphabet) + [PREFIX + c for c in sorted(within)]

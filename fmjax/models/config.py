@@ -15,9 +15,10 @@ from fmjax.core.errors import ConfigError
 # defaults (which live in generation_config.json), and switches of the reference's own execution.
 BOOKKEEPING = frozenset(
     """
-    _name_or_path _attn_implementation architectures auto_map chunk_size_feed_forward dtype
-    model_type output_attentions
-    output_hidden_states return_dict task_specific_params torch_dtype
+    _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled _name_or_path
+    architectures author auto_map chunk_size_feed_forward created_date dtype language license
+    model_type name output_attentions output_hidden_states output_past return_dict
+    sbert_ce_default_activation_function sentence_transformers task_specific_params torch_dtype
     torchscript transformers_version transformers.js_config use_bfloat16 use_cache use_return_dict
     finetuning_task gradient_checkpointing tokenizer_class unsloth_version unsloth_fixed
     bad_words_ids begin_suppress_tokens decoder_start_token_id diversity_penalty do_sample

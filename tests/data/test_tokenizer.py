@@ -234,7 +234,7 @@ def _write(directory, files):
                 "merges.txt": b"",
                 "tokenizer_config.json": b'{"tokenizer_class": "BartTokenizer"}',
             },
-            'define a GPT-2 or CLIP tokenizer, but this one is "bart"; export its tokenizer.json',
+            'of GPT-2, RoBERTa or CLIP, but this one is "bart"; export its tokenizer.json',
         ),
         ({"tokenizer.json": b"{}", "tokenizer_config.json": b"[]"}, "holds a list, not a JSON"),
         (

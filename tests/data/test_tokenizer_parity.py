@@ -1,6 +1,7 @@
 """Our tokenizers against transformers' and SentencePiece's own."""
 
 import json
+import shutil
 
 import pytest
 import sentencepiece
@@ -107,6 +108,44 @@ def byte_level_files(texts, directory, flags=None, with_json=True):
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"model_max_length": 64, **(flags or {})})
     )
+
+
+@pytest.mark.parametrize("with_json", [True, False])
+def test_roberta_files(texts, real_texts, tmp_path, with_json):
+    """The special tokens are the class's own: the files of the hub do not name them."""
+    byte_level_files(texts, tmp_path, with_json=False)
+    vocab = json.loads((tmp_path / "vocab.json").read_text())
+    pieces = [p for p in sorted(vocab, key=vocab.get) if p != "<|endoftext|>"]
+    named = ["<s>", "<pad>", "</s>", "<unk>", *pieces, "<mask>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(named)}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    if with_json:
+        auto(tmp_path)._tokenizer.save(str(tmp_path / "tokenizer.json"))
+        for name in ("vocab.json", "merges.txt"):
+            (tmp_path / name).unlink()
+    ours, theirs = load_tokenizer(tmp_path), auto(tmp_path)
+    for text in [*real_texts, "a <mask> b", "<s>a</s>"]:
+        assert ours.encode(text) == theirs(text)["input_ids"], repr(text[:80])
+    for name in ("bos", "eos", "pad", "cls", "sep", "mask", "unk"):
+        assert getattr(ours, f"{name}_token_id") == getattr(theirs, f"{name}_token_id"), name
+    ours.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.encode("a <mask> b") == ours.encode("a <mask> b")
+    assert again.mask_token_id == ours.mask_token_id
+
+
+def test_empty_special_tokens_are_those_of_the_class(spm_dir, tmp_path):
+    shutil.copy(spm_dir / "tokenizer.model", tmp_path)
+    config = {
+        "tokenizer_class": "LLaMATokenizer",
+        "bos_token": "",
+        "eos_token": "",
+        "unk_token": "",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, expected = load_tokenizer(tmp_path), load_tokenizer(spm_dir / "tokenizer.model")
+    assert (ours.bos_token, ours.eos_token) == ("<s>", "</s>")
+    assert ours.encode("in the") == expected.encode("in the")
 
 
 @pytest.mark.parametrize("with_json", [True, False])

@@ -1,6 +1,7 @@
 """Training WordPiece tokenizers: agreement with transformers, the same every time, clear errors."""
 
 import hashlib
+import json
 import subprocess
 import sys
 
@@ -108,3 +109,41 @@ def test_training_from_files(tmp_path, texts):
 def test_training_refuses(texts, vocab_size, message):
     with pytest.raises(TokenizerError, match=message):
         train_wordpiece(texts, None, vocab_size)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"do_lower_case": False},
+        {"do_lower_case": True, "strip_accents": False, "tokenize_chinese_chars": False},
+    ],
+)
+def test_the_original_vocabulary_alone(directory, texts, tmp_path, config):
+    """As BERT's checkpoints of 2019 have it."""
+    from transformers import AutoTokenizer
+
+    vocab = load_tokenizer(directory)._backend.get_vocab()
+    pieces = sorted(vocab, key=vocab.get)
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*SAMPLES, "The 光光 CAFÉ", texts[0]]:
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+    assert (ours.mask_token_id, ours.pad_token_id, ours.vocab_size) == (4, 0, 700)
+    ours.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").encode(texts[0]) == ours.encode(texts[0])
+
+
+def test_bad_vocabularies(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\na\n")
+    with pytest.raises(TokenizerError, match=r"vocab.txt lacks '\[CLS\]', the cls_token"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "mpnet"}')
+    with pytest.raises(TokenizerError, match='defines a BERT tokenizer, but this one is "mpnet"'):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(TokenizerError, match="vocab.txt is not UTF-8 text"):
+        load_tokenizer(tmp_path)

@@ -50,6 +50,8 @@ class GPT2Config(HeadedConfig):
     HARMLESS: ClassVar[frozenset[str]] = frozenset(
         {
             "n_ctx",
+            "n_special",
+            "predict_special_tokens",
             "summary_type",
             "summary_use_proj",
             "summary_activation",

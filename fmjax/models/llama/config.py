@@ -56,8 +56,12 @@ class LlamaConfig(HeadedConfig):
         "llama": architectures("Llama"),
         "mistral": architectures("Mistral"),
     }
-    # Tensor-parallel bookkeeping of old conversions: the result is the same but for rounding.
-    HARMLESS: ClassVar[frozenset[str]] = frozenset({"pretraining_tp"})
+    # Tensor-parallel bookkeeping of old conversions (the result is the same but for rounding), and
+    # notes of theirs.
+    HARMLESS: ClassVar[frozenset[str]] = frozenset(
+        {"is_llama_config", "max_sequence_length", "pretraining_tp"}
+    )
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rope_interleaved": (False,)}
 
     def __post_init__(self) -> None:
         super().__post_init__()

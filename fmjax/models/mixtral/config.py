@@ -52,7 +52,10 @@ class MixtralConfig(HeadedConfig):
     model_type: str = "mixtral"
 
     ARCHITECTURES: ClassVar[Mapping[str, Architectures]] = {"mixtral": architectures("Mixtral")}
-    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"router_jitter_noise": (0.0,)}
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "attention_bias": (False,),
+        "router_jitter_noise": (0.0,),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

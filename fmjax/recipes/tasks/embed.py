@@ -20,9 +20,10 @@ class Embed:
       pooling: Mean of the tokens' vectors, or that of the first (cls) or last token. Without it,
         what the model's own 1_Pooling says, else mean for encoders and last for decoders.
       keep_length: Leave the vectors as long as they are; otherwise their length is 1, and a dot
-        product is the cosine.
+        product is the cosine. A sentence-transformers directory without Normalize leaves them too.
       batch_size: Texts in a batch, over all devices.
-      max_length: Tokens of a text at most; longer ones are cut and counted.
+      max_length: Tokens of a text at most; longer ones are cut and counted. Without it, what a
+        sentence-transformers directory says, else 256.
       mesh: Devices by axis, such as data=4. Without it all devices split the batch.
       dtype: Of the computation: auto is float32 on CPUs and bfloat16 on accelerators.
     """
@@ -35,7 +36,7 @@ class Embed:
     pooling: Literal["", "mean", "cls", "last"] = ""
     keep_length: bool = False
     batch_size: int = 32
-    max_length: int = 256
+    max_length: int | None = None
     mesh: str = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 

@@ -17,9 +17,9 @@ from fmjax.nn.pooling import sentence_embeddings
 from fmjax.objectives import SentenceEmbedding
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.pictures import scores_picture
+from fmjax.recipes.tasks.sentences import SentenceModel
 from fmjax.recipes.tasks.settings import TaskOptimization
 from fmjax.recipes.tasks.task import Measured, Prepared, Reading, Task, read_split
-from fmjax.recipes.tasks.vectors import own_pooling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EmbeddingTask(Task):
     def read(cls, settings: FinetuneTask) -> tuple[Self, Any, Any, list[str]]:
         files = settings.examples
         config = get_family(read_config(settings.model)["model_type"]).config
-        pooling = settings.pooling or own_pooling(settings.model, config)
+        pooling = SentenceModel.of(settings.model, config, settings.pooling).pooling
 
         def read(name: str, train: Pairs | None) -> Pairs:
             return read_pairs(

@@ -19,10 +19,10 @@ from fmjax.recipes.tasks.embedding import EmbeddingTask
 from fmjax.recipes.tasks.finetune import FinetuneTask
 from fmjax.recipes.tasks.inference import Predictor
 from fmjax.recipes.tasks.results import write_results
+from fmjax.recipes.tasks.sentences import write_sentence_model
 from fmjax.recipes.tasks.start import check, laid_out, schedule
 from fmjax.recipes.tasks.task import Measured, Metrics, Prepared, Reading, Task
 from fmjax.recipes.tasks.tasks import TASKS
-from fmjax.recipes.tasks.vectors import write_pooling
 from fmjax.recipes.training import METRICS
 from fmjax.train import (
     EarlyStopping,
@@ -181,7 +181,7 @@ class TaskRun:
         fmjax.save_pretrained(target, adapted.model, params, carry_from=settings.model)
         if isinstance(task, EmbeddingTask) and jax.process_index() == 0:
             width, length = adapted.model.config.hidden_size, settings.examples.max_length
-            write_pooling(target, width, task.pooling, length)
+            write_sentence_model(target, width, task.pooling, length)
 
 
 def train_to_best(

@@ -142,3 +142,48 @@ def test_outputs_that_cannot_be(encoder, source, write, fails, tmp_path):
     twice = write(tmp_path / "twice.jsonl", [{"text": "a", "embedding": 1}])
     fails(["embed", "--model", encoder, "--input", twice, "--output", out], '"embedding"')
     assert not out.exists() and not (tmp_path / "x.npy").exists()
+
+
+def sentence_model(encoder, directory, mode, *more, **options):
+    """A model of sentence-transformers, saved as it saves."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    transformer = modules.Transformer(str(encoder), max_seq_length=5)
+    pooling = modules.Pooling(transformer.get_embedding_dimension(), pooling_mode=mode)
+    model = SentenceTransformer(modules=[transformer, pooling, *more], device="cpu", **options)
+    model.save(str(directory))
+    return model
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+@pytest.mark.parametrize("normalised", [True, False])
+def test_sentence_transformers_own_directories(
+    encoder, embed, source, mode, normalised, capsys, tmp_path
+):
+    """Pooling, length of the vectors and of the texts, and a prompt, also after a conversion."""
+    from sentence_transformers.sentence_transformer import modules
+
+    options = {"prompts": {"query": "in the "}, "default_prompt_name": "query"}
+    more = [modules.Normalize()] if normalised else []
+    model = sentence_model(encoder, tmp_path / "theirs", mode, *more, **options)
+    expected = model.encode(texts_of(source))
+    np.testing.assert_allclose(embed(tmp_path / "theirs", source), expected, atol=1e-5)
+    assert f"({mode}; " in capsys.readouterr().out  # texts that were cut
+    assert main(f"convert --model {tmp_path / 'theirs'} --out {tmp_path / 'ours'}".split()) == 0
+    np.testing.assert_allclose(embed(tmp_path / "ours", source), expected, atol=1e-5)
+    from sentence_transformers import SentenceTransformer
+
+    again = SentenceTransformer(str(tmp_path / "ours"), device="cpu").encode(texts_of(source))
+    np.testing.assert_allclose(again, expected, atol=1e-5)
+
+
+def test_modules_that_fmjax_lacks_are_refused(encoder, source, capsys, tmp_path):
+    from sentence_transformers.sentence_transformer import modules
+
+    sentence_model(encoder, tmp_path / "dense", "cls", modules.Dense(16, 8))
+    out = tmp_path / "vectors.npy"
+    line = f"embed --model {tmp_path / 'dense'} --input {source} --output {out}"
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert "modules.json: Dense is not supported" in error and not out.exists()
