@@ -23,6 +23,7 @@ from fmjax.core import tree
 from fmjax.core.errors import CheckpointError, ConfigError
 from fmjax.core.logical import Rules
 from fmjax.core.tree import combine, flatten, unflatten
+from fmjax.generate.config import in_model_config
 from fmjax.initialize import init_params
 from fmjax.models.config import ModelConfig
 from fmjax.models.registry import abstract_params, build, get_family
@@ -146,8 +147,8 @@ def save_pretrained(
       dtype: of the weights in the files; None keeps each as it is, bit for bit. Packed kernels
         stay packed.
       max_shard_size: bytes per weights file.
-      generation_config: contents of generation_config.json; default what `carry_from` has, else
-        the special tokens of the model's config.
+      generation_config: contents of generation_config.json; default what `carry_from` has there or,
+        if it is older, in its config.json, and the special tokens of the model's config.
       carry_from: a directory (usually the one that the model came from) whose tokenizer files,
         chat template, image processor and generation_config.json are copied, unless given here.
       image_processor: saved along, as preprocessor_config.json.
@@ -176,7 +177,8 @@ def save_pretrained(
         generation = staging / "generation_config.json"
         default = config.head == "causal-lm" and not generation.exists()
         if generation_config is not None or default:
-            _write_json(generation, generation_config or _special_tokens(config))
+            older = {} if carry_from is None else in_model_config(carry_from)
+            _write_json(generation, generation_config or older | _special_tokens(config))
         files.write_weights(staging, items, max_shard_size)
         _write_config(staging, config, config.to_hf() | packing, items)
 

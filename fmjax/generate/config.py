@@ -42,6 +42,10 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "typical_p": (1.0,),
     "watermarking_config": (),
 }
+# Those that are read, beside the special tokens.
+_READ = (
+    "do_sample", "max_new_tokens", "min_p", "repetition_penalty", "temperature", "top_k", "top_p",
+)  # fmt: skip
 _TOP_K = 50  # what transformers samples with unless told otherwise
 
 
@@ -69,26 +73,22 @@ class GenerationConfig:
 
     @classmethod
     def from_dir(cls, directory: str | Path) -> Self:
-        """From the directory's generation_config.json; the defaults if there is none.
+        """From the directory's generation_config.json; where there is none, from what config.json
+        says of generation, as older checkpoints do.
 
         Raises:
           ConfigError: a file that is no JSON object, or a setting that is not supported.
         """
-        file = Path(directory) / "generation_config.json"
-        if not Path(directory).is_dir():
+        directory = Path(directory)
+        file = directory / "generation_config.json"
+        if not directory.is_dir():
             raise ConfigError(f"{directory} is not a directory; give a model's directory")
-        if not file.is_file():
-            return cls()
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as e:
-            raise ConfigError(f"{file} is not valid JSON ({e}); copy it again") from e
-        if not isinstance(content, dict):
-            raise ConfigError(f"{file} holds no JSON object; copy it again")
+        old = not file.is_file()
+        content = in_model_config(directory) if old else _read(file)
         try:
             return cls.from_hf(content)
         except ConfigError as e:
-            raise ConfigError(f"{file}: {e}") from e
+            raise ConfigError(f"{directory / 'config.json' if old else file}: {e}") from e
 
     @classmethod
     def from_hf(cls, content: Mapping[str, Any]) -> Self:
@@ -140,3 +140,25 @@ class GenerationConfig:
         """Keyword arguments for `generate` and `stream`: the fields that are set."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if value is not None}
+
+
+def in_model_config(directory: str | Path) -> dict[str, Any]:
+    """What the config.json of an older checkpoint says of generation, which newer ones have in a
+    file of its own.
+
+    Raises:
+      ConfigError: a file that is no JSON object.
+    """
+    file = Path(directory) / "config.json"
+    content = _read(file) if file.is_file() else {}
+    return {name: content[name] for name in (*_READ, *_NEUTRAL) if content.get(name) is not None}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ConfigError(f"{file} is not valid JSON ({e}); copy it again") from e
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds no JSON object; copy it again")
+    return content

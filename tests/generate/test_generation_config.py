@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+import fmjax
 from fmjax.cli.generate import Generate
 from fmjax.core.errors import ConfigError
 from fmjax.generate import GenerationConfig, Sampling, generate
@@ -53,6 +54,32 @@ def test_explicit_null_and_zero_switch_off():
 
 def test_no_file_leaves_everything_to_the_model(tmp_path):
     assert GenerationConfig.from_dir(tmp_path).arguments() == {"sampling": Sampling()}
+
+
+def test_older_checkpoints_have_their_settings_in_the_model_config(twins, tmp_path):
+    """As transformers reads them, also after an export."""
+    import torch
+    import transformers
+
+    gpt2 = twins["gpt2"]
+    gpt2.reference.save_pretrained(tmp_path / "old")
+    (tmp_path / "old" / "generation_config.json").unlink()
+    file = tmp_path / "old" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"repetition_penalty": 1.7}))
+    settings = GenerationConfig.from_dir(tmp_path / "old").arguments()
+    assert settings["sampling"] == Sampling(repetition_penalty=1.7)
+    model, params = fmjax.from_pretrained(tmp_path / "old")
+    ids = [[5, 9, 5, 12]]
+    ours = generate(model, {"params": params}, ids, max_new_tokens=12, **settings).tokens
+    assert (ours != generate(model, {"params": params}, ids, max_new_tokens=12).tokens).any()
+    fmjax.save_pretrained(tmp_path / "new", model, params, carry_from=tmp_path / "old")
+    for name in ("old", "new"):
+        theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / name).eval()
+        out = theirs.generate(torch.tensor(ids), max_new_tokens=12, pad_token_id=0)
+        np.testing.assert_array_equal(out[:, 4:].numpy(), ours)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"no_repeat_ngram_size": 2}))
+    with pytest.raises(ConfigError, match="config.json: no_repeat_ngram_size=2 is not supported"):
+        GenerationConfig.from_dir(tmp_path / "old")
 
 
 def test_arguments_are_those_of_generate(llama, tmp_path):
