@@ -11,33 +11,34 @@ PREFIX = "##"
 """Of pieces within a word."""
 
 
-def wordpiece(
-    vocab: Mapping[str, int],
-    special: Mapping[str, str],
-    *,
-    lowercase: bool = True,
-    strip_accents: bool | None = None,
-    chinese: bool = True,
-):
+def cleaning(config: Mapping[str, Any]):
+    """The normaliser that a tokenizer_config.json asks for; text is read in lower case unless it
+    says otherwise."""
+    from tokenizers import normalizers
+
+    return normalizers.BertNormalizer(
+        lowercase=config.get("do_lower_case", True),
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+    )
+
+
+def wordpiece(vocab: Mapping[str, int], special: Mapping[str, str], config: Mapping[str, Any]):
     """Cleans text, splits it at spaces and punctuation, and spells each word in pieces.
 
     Args:
       vocab: of the WordPiece model.
       special: unk_token, cls_token and sep_token; the last two stand around a text.
-      lowercase: text is read in lower case.
-      strip_accents: None is as `lowercase`.
-      chinese: each Chinese character is a word.
+      config: see `cleaning`.
 
     Returns:
       A `tokenizers.Tokenizer`.
     """
     import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import decoders, models, pre_tokenizers, processors
 
     backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token=special["unk_token"]))
-    backend.normalizer = normalizers.BertNormalizer(
-        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=chinese
-    )
+    backend.normalizer = cleaning(config)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix=PREFIX)
     cls, sep = special["cls_token"], special["sep_token"]
@@ -77,10 +78,4 @@ def bert_wordpiece(directory: Path, config: Mapping[str, Any]):
     for name in ("unk_token", "cls_token", "sep_token"):
         if special[name] not in vocab:
             raise TokenizerError(f"{file} lacks {special[name]!r}, the {name}; copy the file again")
-    return wordpiece(
-        vocab,
-        special,
-        lowercase=config.get("do_lower_case", True) is not False,
-        strip_accents=config.get("strip_accents"),
-        chinese=config.get("tokenize_chinese_chars", True) is not False,
-    )
+    return wordpiece(vocab, special, config)

@@ -8,7 +8,7 @@ from typing import Any
 
 from fmjax.core.errors import TokenizerError
 from fmjax.data import tokenizer_files
-from fmjax.data.bert_vocab import bert_wordpiece
+from fmjax.data.bert_vocab import bert_wordpiece, cleaning
 from fmjax.data.byte_level import byte_level_bpe
 from fmjax.data.encoding import Encoding, WordEncoding
 from fmjax.data.tokenizer_base import TokenizerBase, check_text, check_words
@@ -76,8 +76,6 @@ class HFTokenizer(TokenizerBase):
                 raise TokenizerError(
                     f"{path} is not a tokenizers file ({e}); copy the file again"
                 ) from e
-            if tokenizer_files.family(directory) == "siglip2":
-                _lower_case(backend)
         elif not (directory / "vocab.json").is_file() and (directory / "vocab.txt").is_file():
             backend = bert_wordpiece(directory, config)
         else:
@@ -89,6 +87,7 @@ class HFTokenizer(TokenizerBase):
                 name: config.get(name) or "<|endoftext|>"
                 for name in ("bos_token", "eos_token", "unk_token")
             }}  # fmt: skip
+        _switch(backend, tokenizer_files.family(directory), config)
         companions = {
             name: (directory / name).read_bytes()
             for name in _COMPANIONS
@@ -215,11 +214,18 @@ _CLEAN_UP = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (
              (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")]  # fmt: skip
 
 
-def _lower_case(backend) -> None:
-    """What transformers' Siglip2Tokenizer does to the Gemma tokenizer in its file."""
-    from tokenizers import normalizers
+def _switch(backend, family: str, config: Mapping[str, Any]) -> None:
+    """What transformers' classes make of tokenizer_config.json, whatever tokenizer.json says."""
+    from tokenizers import normalizers, pre_tokenizers
 
     own = backend.normalizer
-    if "Lowercase" not in str(own):
+    if family == "bert" and isinstance(own, normalizers.BertNormalizer):
+        backend.normalizer = cleaning(config)
+    elif family == "siglip2" and "Lowercase" not in str(own):
         parts = [normalizers.Lowercase(), *([] if own is None else [own])]
         backend.normalizer = normalizers.Sequence(parts)
+    elif family in ("gpt2", "roberta") and isinstance(
+        backend.pre_tokenizer, pre_tokenizers.ByteLevel
+    ):
+        space = bool(config.get("add_prefix_space", False))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)

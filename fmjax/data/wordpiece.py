@@ -86,7 +86,7 @@ def train_wordpiece(
             "less, or give more text"
         )
     # Anew, as training also declared the characters special.
-    fresh = wordpiece(vocab, SPECIAL, lowercase=lowercase)
+    fresh = wordpiece(vocab, SPECIAL, {"do_lower_case": lowercase})
     config = {
         # The class that takes tokenizer.json as it is.
         "tokenizer_class": "PreTrainedTokenizerFast",

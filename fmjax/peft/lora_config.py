@@ -59,8 +59,9 @@ def from_peft(config: Mapping[str, Any], base: Base) -> LoRA:
             neutral = value in (None, False, [], {}, "")
         if not neutral:
             raise ConfigError(
-                f"{key}={value!r} is not supported; merge the adapter into its base in PEFT "
-                "(merge_and_unload, then save_pretrained) and load the merged model"
+                f"{key}={value!r} is not supported; remove it if it is only a note, else merge "
+                "the adapter into its base in PEFT (merge_and_unload, then save_pretrained) and "
+                "load the merged model"
             )
     if not config.get("target_modules") and not config.get("target_parameters"):
         raise ConfigError("target_modules is missing; add the names of the adapted layers")

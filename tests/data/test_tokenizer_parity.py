@@ -154,6 +154,7 @@ def test_empty_special_tokens_are_those_of_the_class(spm_dir, tmp_path):
     [
         {},
         {"add_bos_token": True},
+        {"add_prefix_space": True},
         {"add_bos_token": False, "add_eos_token": True},
         {"tokenizer_class": "GPT2Tokenizer", "pad_token": "<|pad|>"},
         {

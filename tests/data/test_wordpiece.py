@@ -136,6 +136,24 @@ def test_the_original_vocabulary_alone(directory, texts, tmp_path, config):
     assert load_tokenizer(tmp_path / "saved").encode(texts[0]) == ours.encode(texts[0])
 
 
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("stated", [None, True, False])
+def test_case_is_what_the_configuration_says(texts, tmp_path, lowercase, stated):
+    """As in transformers' own class, which counts for more than its tokenizer.json."""
+    from transformers import AutoTokenizer
+
+    train_wordpiece(texts, tmp_path, 600, lowercase=lowercase)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "BertTokenizer"
+    if stated is not None:
+        config["do_lower_case"] = stated
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*SAMPLES, "GOD saïd"]:
+        assert ours.encode(text) == theirs(text)["input_ids"]
+    assert (ours.encode("GOD") == ours.encode("god")) == (stated is not False)
+
+
 def test_bad_vocabularies(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\na\n")
     with pytest.raises(TokenizerError, match=r"vocab.txt lacks '\[CLS\]', the cls_token"):

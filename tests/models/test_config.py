@@ -120,6 +120,25 @@ def test_values_that_cannot_be_are_refused_by_name(change, message: str) -> None
         LlamaConfig.from_hf({"model_type": "llama"} | change)
 
 
+@pytest.mark.parametrize(
+    ("name", "notes"),
+    [
+        ("gpt2", {"output_past": True, "n_special": 0, "predict_special_tokens": True}),
+        ("gpt2", {"author": "a", "created_date": "2021", "license": "mit"}),
+        ("llama-7b", {"is_llama_config": True, "rope_interleaved": False}),
+        ("llama-7b", {"max_sequence_length": 2048, "_attn_implementation_autoset": True}),
+        ("mistral-7b", {"_flash_attn_2_enabled": True}),
+        ("mixtral-8x7b", {"attention_bias": False}),
+        ("bert-base", {"output_past": True, "language": "german", "name": "Bert"}),
+        ("bert-base", {"sentence_transformers": {"version": "4.1"}}),
+        ("bert-base", {"sbert_ce_default_activation_function": "torch.nn.Identity"}),
+    ],
+)
+def test_notes_in_published_files_change_nothing(name: str, notes) -> None:
+    config = fmjax.presets()[name]
+    assert type(config).from_hf(config.to_hf() | notes) == config
+
+
 def test_falcon_reads_one_block_of_rope_alone() -> None:
     both = {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": YARN}
     with pytest.raises(ConfigError, match="both rope_parameters and rope_scaling"):
