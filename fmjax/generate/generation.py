@@ -258,12 +258,12 @@ def _prepare(
             f"{before}a prompt of {longest} tokens and max_new_tokens={max_new_tokens} exceed the "
             f"model's {positions} positions; shorten one of them"
         )
-    eos = _ids(config.eos_token_id if eos_token_id is None else eos_token_id, "eos_token_id")
-    if eos_token_id is None:  # Small models made of a large one's defaults keep its ids.
-        eos = tuple(i for i in eos if i < config.vocab_size)
+    eos = _ids(eos_token_id, "eos_token_id")
+    if eos_token_id is None:
+        eos = _known(config, "eos_token_id")
     eos = (*eos, *(i for i in ends if i not in eos))
     if pad_token_id is None:
-        pad_token_id = (*_ids(config.pad_token_id, "pad_token_id"), *eos, 0)[0]
+        pad_token_id = (*_known(config, "pad_token_id"), *eos, 0)[0]
     for name, ids in (("eos_token_id", eos), ("pad_token_id", _ids(pad_token_id, "pad_token_id"))):
         for i in ids:
             if not 0 <= i < config.vocab_size:
@@ -285,6 +285,13 @@ def _prepare(
 def _vocabulary(model: nn.Module, bos_token_id: int | None) -> tuple[int, int | None]:
     bos = _ids(model.config.bos_token_id if bos_token_id is None else bos_token_id, "bos_token_id")
     return model.config.vocab_size, bos[0] if bos else None
+
+
+def _known(config: Any, name: str) -> tuple[int, ...]:
+    """Ids of a config that the model can say: one cut down from a large model keeps the large one's,
+    and LLaMA's first conversions have -1 for none."""
+    ids = _ids(getattr(config, name), name)
+    return tuple(i for i in ids if 0 <= i < config.vocab_size)
 
 
 def _ids(value: TokenIds, name: str) -> tuple[int, ...]:

@@ -78,8 +78,10 @@ def resolve(
     found = load_tokenizer(tokenizer or home)
     own = special_ids(found)
     if home:
-        own = {name: i for name, i in own.items() if name != "vocab_size" and name not in raw}
-    config = _config(raw, own | changes, model, heads)
+        raw = {name: i for name, i in own.items() if name != "vocab_size"} | dict(raw)
+    else:
+        changes = own | changes
+    config = _config(raw, changes, model, heads)
     check_fits(found, config.vocab_size)
     _check_special_ids(config, found)
     return Start(config, found, None)

@@ -63,7 +63,7 @@ def test_rows_end_at_any_eos_as_in_transformers(llama):
 
 
 def test_an_eos_of_the_config_that_the_model_cannot_say_ends_nothing(llama):
-    config = llama.model.config.replace(eos_token_id=50256)
+    config = llama.model.config.replace(eos_token_id=50256, pad_token_id=-1)
     settings = {"max_new_tokens": 5}
     free = generate(llama.model, llama.variables, PROMPTS, eos_token_id=(), **settings)
     ours = generate(fmjax.build(config), llama.variables, PROMPTS, **settings)

@@ -82,6 +82,10 @@ def test_special_ids_that_a_config_does_not_state_are_the_tokenizers(tokenizer_d
     file.write_text('{"model_type": "gpt2", "vocab_size": 330, "eos_token_id": 7}')
     config = resolve(str(file), str(tokenizer_dir)).config
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 7, 3)
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4}
+    file.write_text(json.dumps({"model_type": "mixtral", "vocab_size": 330, **sizes}))
+    config = resolve(str(file), str(tokenizer_dir)).config
+    assert (config.num_key_value_heads, config.pad_token_id) == (4, 3)
 
 
 def test_override_values():
