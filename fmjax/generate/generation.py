@@ -288,8 +288,8 @@ def _vocabulary(model: nn.Module, bos_token_id: int | None) -> tuple[int, int | 
 
 
 def _known(config: Any, name: str) -> tuple[int, ...]:
-    """Ids of a config that the model can say: one cut down from a large model keeps the large one's,
-    and LLaMA's first conversions have -1 for none."""
+    """Ids of a config that the model can say: one cut down from a large model keeps the ids of
+    that, and LLaMA's first conversions have -1 for none."""
     ids = _ids(getattr(config, name), name)
     return tuple(i for i in ids if 0 <= i < config.vocab_size)
 
