@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"fmjax {__version__}")
         return 0
-    return execute(lambda: _joined(_parse(arguments)).run(), debug)
+    return execute(lambda: _ready(_parse(arguments)).run(), debug)
 
 
 def experiment(
@@ -114,7 +114,7 @@ def experiment(
             config=MARKERS,
         )
 
-    return execute(lambda: run(_joined(parse())), debug)
+    return execute(lambda: run(_ready(parse())), debug)
 
 
 def _choose(
@@ -160,7 +160,8 @@ def execute(run: Callable[[], Any], debug: bool = False) -> int:
         return failed(code)
 
 
-def _joined(options: Any) -> Any:
+def _ready(options: Any) -> Any:
+    """Checked for what all commands share, and joined with the other processes of the run."""
     from fmjax.cli.hosts import join
     from fmjax.core.errors import ConfigError
 

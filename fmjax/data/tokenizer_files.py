@@ -18,7 +18,7 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 _ENDOFTEXT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>",
               "unk_token": "<|endoftext|>"}  # fmt: skip
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-BERT = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]",
+BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
         "mask_token": "[MASK]"}  # fmt: skip
 _ROBERTA = {**_LLAMA, "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>",
             "mask_token": "<mask>"}  # fmt: skip
@@ -83,19 +83,20 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     config = _read_dict(directory / "tokenizer_config.json")
     special = _read_dict(directory / "special_tokens_map.json")
-    own = family(directory)
-    merged = {**_DEFAULTS.get(own, {}), **special}
+    places = (config, special, _DEFAULTS.get(family(directory), {}))
     for name in SPECIAL:
-        token = config.get(name) if config.get(name) is not None else merged.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        # Old conversions of LLaMA have empty ones, for what their class has of its own.
-        config[name] = token or _DEFAULTS.get(own, {}).get(name)
+        # Empty ones, as old conversions of LLaMA have them, are none.
+        config[name] = next((t for p in places if (t := _content(p.get(name)))), None)
     if not config.get("additional_special_tokens") and special.get("additional_special_tokens"):
         config["additional_special_tokens"] = special["additional_special_tokens"]
     templates = _read_templates(directory, config.pop("chat_template", None))
     if templates:
         config["chat_template"] = templates
     return config
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _read_templates(directory: Path, inline: Any) -> dict[str, str]:

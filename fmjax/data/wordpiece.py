@@ -7,15 +7,8 @@ from pathlib import Path
 from fmjax.core.errors import TokenizerError
 from fmjax.data.bert_vocab import PREFIX, wordpiece
 from fmjax.data.sources import read_text
+from fmjax.data.tokenizer_files import BERT
 from fmjax.data.tokenizer_hf import HFTokenizer
-
-SPECIAL = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
 
 
 def train_wordpiece(
@@ -52,13 +45,13 @@ def train_wordpiece(
     if isinstance(texts, (str, Path)):
         raise TokenizerError("give a list of texts or of pathlib.Path files, not a single one")
     texts = [read_text(text) if isinstance(text, Path) else text for text in texts]
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=BERT["unk_token"]))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     characters = _characters(backend, texts, alphabet_size)
     if not characters:
         raise TokenizerError("no text to train a tokenizer on; give non-empty documents or files")
-    special = [*SPECIAL.values(), *special_tokens]
+    special = [*BERT.values(), *special_tokens]
     fixed = [*special, *characters]
     if vocab_size <= len(fixed):
         raise TokenizerError(
@@ -86,13 +79,13 @@ def train_wordpiece(
             "less, or give more text"
         )
     # Anew, as training also declared the characters special.
-    fresh = wordpiece(vocab, SPECIAL, {"do_lower_case": lowercase})
+    fresh = wordpiece(vocab, BERT, {"do_lower_case": lowercase})
     config = {
         # The class that takes tokenizer.json as it is.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
-        **SPECIAL,
+        **BERT,
     }
     if special_tokens:
         config["additional_special_tokens"] = list(special_tokens)

@@ -12,7 +12,7 @@ from fmjax.convert.bitsandbytes_config import read_config
 from fmjax.core.errors import ConfigError
 
 # Keys of a config.json that do not change what the model computes here: bookkeeping, generation
-# defaults (which live in generation_config.json), and switches of the reference's own execution.
+# defaults (which `GenerationConfig` reads), and switches of the reference's own execution.
 BOOKKEEPING = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled _name_or_path

@@ -144,8 +144,10 @@ class Run:
                 found = {name: float(value) for name, value in self.measure(self.state).items()}
         except Exception:
             if jax.process_count() == 1:  # Others may not have failed, and not come to save.
-                with contextlib.suppress(CheckpointError):
+                try:
                     self.save()
+                except CheckpointError as lost:
+                    self.display.message(str(lost))
             raise
         if not found and self.watch is None:
             return

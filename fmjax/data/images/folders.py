@@ -72,12 +72,10 @@ class ImageFolder(ImageSource):
                 self._paths += flat + deep
                 self._labels += [numbers[path.split("/")[depth]] for path in deep]
         if not self._paths:
-            shards = any(root.glob("*.[tT][aA][rR]"))
-            pattern = f'; give its archives, "{root}/*.tar"'
-            raise DataError(
-                f"{root}: no pictures there"
-                + (pattern if shards else "; give a directory of files such as .png and .jpg")
-            )
+            remedy = "a directory of files such as .png and .jpg"
+            if any(root.glob("*.[tT][aA][rR]")):
+                remedy = f'its archives, "{root}/*.tar"'
+            raise DataError(f"{root}: no pictures there; give {remedy}")
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -19,7 +19,7 @@ LENGTH_BUCKETS = (
     *(16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512),
     *(640, 768, 1024, 1280, 1536, 2048),
 )
-EVAL_LENGTH_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048)
+EVAL_LENGTH_BUCKETS = tuple(32 * 2**i for i in range(11))  # to 32,768
 IGNORED = -100  # the label of a token that has none
 
 # {"input_ids": [1, 7, 2], "labels": 1}: what a text becomes, see `task_batches`.

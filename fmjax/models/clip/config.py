@@ -10,7 +10,7 @@ from fmjax.models.heads import Architectures, HeadedConfig
 from fmjax.models.nested import ImageTextConfig
 from fmjax.models.vision import check_heads, check_square
 
-# Switches of older transformers, and of a head that CLIP has not.
+# Of a head that CLIP has not.
 _HARMLESS = frozenset({"tie_word_embeddings"})
 _FIXED = {"dropout": (0.0, 0)}
 

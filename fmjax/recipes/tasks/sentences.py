@@ -67,7 +67,11 @@ class SentenceModel:
 
 
 def write_sentence_model(directory: Path, width: int, pooling: str, max_length: int) -> None:
-    """The files that make a model directory one of sentence-transformers."""
+    """The files that make a model directory one of sentence-transformers.
+
+    Prompts of the directory that it was tuned from go: it was trained without them.
+    """
+    (directory / _PROMPTS).unlink(missing_ok=True)
     modules = [
         {
             "idx": i,

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from fmjax.cli.main import main
+from fmjax.models.bert.config import BertConfig
+from fmjax.recipes.tasks.sentences import SentenceModel, write_sentence_model
 
 POOLINGS = ("mean", "cls", "last")
 
@@ -187,3 +189,11 @@ def test_modules_that_fmjax_lacks_are_refused(encoder, source, capsys, tmp_path)
     assert main(line.split()) == 2
     error = capsys.readouterr().err
     assert "modules.json: Dense is not supported" in error and not out.exists()
+
+
+def test_a_tuned_model_has_no_prompt_of_the_one_before(encoder, tmp_path):
+    options = {"prompts": {"query": "in the "}, "default_prompt_name": "query"}
+    sentence_model(encoder, tmp_path / "theirs", "cls", **options)
+    assert SentenceModel.of(tmp_path / "theirs", BertConfig).prompt == "in the "
+    write_sentence_model(tmp_path / "theirs", 16, "mean", 24)
+    assert SentenceModel.of(tmp_path / "theirs", BertConfig) == SentenceModel("mean", True, 24, "")
